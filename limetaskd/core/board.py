@@ -1,0 +1,215 @@
+"""The scoreboard: what each slot of a worker does right now, in memory that outlives the slot's process.
+
+One memory-mapped file per worker process (`<runtime_dir>/boards/<name>.<generation>`), made by the daemon; a worker
+run by hand uses anonymous memory. Pool children (or threads) write their own slot, anybody reads. No message, no
+lock: a sequence number that is odd while its slot is being written lets a reader see only whole records.
+
+    header  64 bytes: magic "LTB1", u32 version, u32 slots
+    slot   768 bytes: see `_SLOT`
+
+The writer of a slot is one process (or thread) only. Slots are claimed by `claim` under a file lock in the worker.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+BOARD_VERSION = 1
+_MAGIC = b"LTB1"
+_HEADER = struct.Struct("<4sII52x")
+# sequence, pid, process start (clock ticks since boot), claimed, started (unix s, 0: idle), soft limit s, hard limit s
+# (0: none), processed, failed, latency sum ms, duration sum ms, task id, task name, queue, user
+_SEQUENCE = struct.Struct("<Q")
+_SLOT = struct.Struct("<QQQQdddQQdd64s192s192s128s")
+SLOT_BYTES = 768
+assert _SLOT.size <= SLOT_BYTES
+_READ_TRIES = 50
+
+
+@dataclass(frozen=True)
+class Running:
+    """The task that a slot runs. Times: unix seconds; limits in seconds."""
+
+    id: str
+    name: str
+    queue: str
+    user: str | None
+    started: float
+    soft_limit_s: float | None
+    time_limit_s: float | None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One slot, read whole. `pid` is the process (for threads: of the worker) that owns it."""
+
+    index: int
+    pid: int
+    start_ticks: int
+    running: Running | None
+    processed: int
+    failed: int
+    latency_sum_ms: float
+    duration_sum_ms: float
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def process_start_ticks(pid: int) -> int | None:
+    """Start time of `pid` in clock ticks since boot (/proc/PID/stat, field 22); None when there is no such process.
+
+    With the pid it names one process for ever: pids are used again, the pair is not.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command name may hold spaces and brackets: count from the last bracket.
+    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+
+
+class Board:
+    """A scoreboard in a file or in anonymous memory."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        magic, version, slots = _HEADER.unpack_from(memory, 0)
+        if magic != _MAGIC or version != BOARD_VERSION or len(memory) < _HEADER.size + slots * SLOT_BYTES:
+            raise ValueError(f"not a scoreboard of version {BOARD_VERSION}")
+        self._memory = memory
+        self.slots = int(slots)
+
+    @classmethod
+    def create(cls, path: str | None, slots: int) -> Board:
+        """Make a scoreboard with room for `slots`; `path` None: anonymous memory, shared with forked children."""
+        size = _HEADER.size + slots * SLOT_BYTES
+        header = _HEADER.pack(_MAGIC, BOARD_VERSION, slots)
+        if path is None:
+            memory = mmap.mmap(-1, size)
+            memory[: _HEADER.size] = header
+            return cls(memory)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, size)
+            os.pwrite(descriptor, header, 0)
+            return cls(mmap.mmap(descriptor, size))
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def open(cls, path: str) -> Board:
+        """Raises OSError when it is not there, ValueError when it is not a scoreboard."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size < _HEADER.size:
+                raise ValueError("truncated scoreboard")
+            return cls(mmap.mmap(descriptor, size))
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        self._memory.close()
+
+    def _offset(self, index: int) -> int:
+        return _HEADER.size + index * SLOT_BYTES
+
+    def read(self) -> list[Slot]:
+        """Every claimed slot."""
+        return [slot for index in range(self.slots) if (slot := self.read_slot(index)) is not None]
+
+    def read_slot(self, index: int) -> Slot | None:
+        """One slot; None when nobody claimed it.
+
+        A slot whose writer died inside a write stays odd for ever: after some tries it is read as it is.
+        """
+        offset = self._offset(index)
+        for _ in range(_READ_TRIES):
+            before = _SEQUENCE.unpack_from(self._memory, offset)[0]
+            raw = bytes(self._memory[offset : offset + _SLOT.size])
+            if before % 2 == 0 and _SEQUENCE.unpack_from(self._memory, offset)[0] == before:
+                break
+        fields = _SLOT.unpack(raw)
+        _, pid, ticks, claimed, started, soft, hard, processed, failed, latency, duration = fields[:11]
+        if not claimed:
+            return None
+        task_id, name, queue, user = (_text(item) for item in fields[11:])
+        running = None
+        if started:
+            running = Running(task_id, name, queue, user or None, started, soft or None, hard or None)
+        return Slot(index, pid, ticks, running, processed, failed, latency, duration)
+
+    def claim(self, *, index: int | None = None) -> SlotWriter | None:
+        """Take a free slot (or `index`) for the calling process; None when all are taken.
+
+        The caller holds whatever lock keeps two processes of one worker from claiming at once.
+        """
+        for candidate in range(self.slots) if index is None else (index,):
+            slot = self.read_slot(candidate)
+            if slot is None or process_start_ticks(slot.pid) != slot.start_ticks:
+                return SlotWriter(self._memory, self._offset(candidate), candidate, keep=slot)
+        return None
+
+
+class SlotWriter:
+    """Writes one slot. `begin` and `end` are all that a task pays."""
+
+    def __init__(self, memory: mmap.mmap, offset: int, index: int, keep: Slot | None = None) -> None:
+        self._memory = memory
+        self._offset = offset
+        self.index = index
+        self._sequence = _SEQUENCE.unpack_from(memory, offset)[0] & ~1
+        self._pid = os.getpid()
+        self._ticks = process_start_ticks(self._pid) or 0
+        # Totals of the worker survive the death of a child: its successor in the slot goes on counting.
+        self._processed = keep.processed if keep else 0
+        self._failed = keep.failed if keep else 0
+        self._latency = keep.latency_sum_ms if keep else 0.0
+        self._duration = keep.duration_sum_ms if keep else 0.0
+        self._write(0.0, 0.0, 0.0, b"", b"", b"", b"")
+
+    def _write(
+        self, started: float, soft: float, hard: float, task_id: bytes, name: bytes, queue: bytes, user: bytes
+    ) -> None:
+        self._sequence += 1
+        _SEQUENCE.pack_into(self._memory, self._offset, self._sequence)
+        self._sequence += 1
+        packed = _SLOT.pack(
+            self._sequence - 1, self._pid, self._ticks, 1, started, soft, hard,
+            self._processed, self._failed, self._latency, self._duration, task_id, name, queue, user,
+        )  # fmt: skip
+        self._memory[self._offset : self._offset + _SLOT.size] = packed
+        _SEQUENCE.pack_into(self._memory, self._offset, self._sequence)
+
+    def begin(
+        self,
+        task_id: str,
+        name: str,
+        queue: str,
+        user: str | None = None,
+        soft_limit_s: float | None = None,
+        time_limit_s: float | None = None,
+    ) -> None:
+        """This slot starts a task now."""
+        self._write(
+            time.time(), soft_limit_s or 0.0, time_limit_s or 0.0,
+            task_id.encode(), name.encode(), queue.encode(), (user or "").encode(),
+        )  # fmt: skip
+
+    def end(self, *, failed: bool, latency_ms: float | None, duration_ms: float) -> None:
+        """The task of this slot has ended."""
+        self._processed += 1
+        self._failed += failed
+        self._latency += latency_ms or 0.0
+        self._duration += duration_ms
+        self._write(0.0, 0.0, 0.0, b"", b"", b"", b"")
+
+    def abandon(self) -> None:
+        """The task left this slot without an end (a retry, a rejected message): idle, not counted."""
+        self._write(0.0, 0.0, 0.0, b"", b"", b"", b"")
