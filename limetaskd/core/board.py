@@ -56,6 +56,8 @@ class Slot:
     failed: int
     latency_sum_ms: float
     duration_sum_ms: float
+    # The task that ended here last and has its record, while nothing runs: a child that dies now has done it.
+    ended_id: str | None = None
 
 
 def _text(raw: bytes) -> str:
@@ -143,7 +145,8 @@ class Board:
         running = None
         if started:
             running = Running(task_id, name, queue, user or None, started, soft or None, hard or None)
-        return Slot(index, pid, ticks, running, processed, failed, latency, duration)
+        ended_id = None if running else task_id or None
+        return Slot(index, pid, ticks, running, processed, failed, latency, duration, ended_id)
 
     def claim(self, *, index: int | None = None) -> SlotWriter | None:
         """Take a free slot (or `index`) for the calling process; None when all are taken.
@@ -172,6 +175,7 @@ class SlotWriter:
         self._failed = keep.failed if keep else 0
         self._latency = keep.latency_sum_ms if keep else 0.0
         self._duration = keep.duration_sum_ms if keep else 0.0
+        self._task_id = b""
         self._write(0.0, 0.0, 0.0, b"", b"", b"", b"")
 
     def _write(
@@ -197,9 +201,10 @@ class SlotWriter:
         time_limit_s: float | None = None,
     ) -> None:
         """This slot starts a task now."""
+        self._task_id = task_id.encode()
         self._write(
             time.time(), soft_limit_s or 0.0, time_limit_s or 0.0,
-            task_id.encode(), name.encode(), queue.encode(), (user or "").encode(),
+            self._task_id, name.encode(), queue.encode(), (user or "").encode(),
         )  # fmt: skip
 
     def end(self, *, failed: bool, latency_ms: float | None, duration_ms: float) -> None:
@@ -208,7 +213,7 @@ class SlotWriter:
         self._failed += failed
         self._latency += latency_ms or 0.0
         self._duration += duration_ms
-        self._write(0.0, 0.0, 0.0, b"", b"", b"", b"")
+        self._write(0.0, 0.0, 0.0, self._task_id, b"", b"", b"")
 
     def abandon(self) -> None:
         """The task left this slot without an end (a retry, a rejected message): idle, not counted."""

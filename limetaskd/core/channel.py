@@ -95,7 +95,7 @@ def decode(packet: bytes) -> Message:
     """Raises ChannelError, with the reason, for anything that is not a message of this version."""
     try:
         document = json.loads(packet)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ChannelError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise ChannelError("not a JSON object")

@@ -26,7 +26,9 @@ _HOST = socket.gethostname()
 
 def timestamp(seconds: float) -> str:
     """RFC 3339 in UTC with milliseconds: 2026-11-24T10:00:00.123Z."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{int(seconds * 1000) % 1000:03d}Z"
+    moment = datetime.fromtimestamp(seconds, UTC)
+    # Both parts from one rounding: else 1.9999999 would be 02.999.
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
 def cut(message: str, limit_bytes: int) -> tuple[str, bool]:

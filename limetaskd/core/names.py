@@ -50,7 +50,6 @@ class Cluster:
     @property
     def key_prefix(self) -> str:
         """What stands before every key on Redis; empty without prefix and suffix."""
-        if not self.prefix and not self.suffix:
-            return ""
-        # The suffix belongs to the identity too; on Redis a prefix is the only place that covers every key.
-        return f"{self.head}{self.tail.lstrip('_')}:" if self.suffix else self.head
+        # The suffix belongs to the identity too; on Redis a prefix is the only place that covers every key. The colons
+        # keep (prod, a_b) apart from (prod_a, b).
+        return f"{self.head}:{self.tail}:" if self.suffix else self.head

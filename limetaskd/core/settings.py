@@ -106,9 +106,12 @@ class Settings:
         document = json.loads(text)
         if not isinstance(document, dict) or document.pop("version", None) != SETTINGS_VERSION:
             raise ValueError(f"not settings of version {SETTINGS_VERSION}")
-        document["queues"] = [Queue(**item) for item in document["queues"]]
-        document["routing"] = Routing(**document["routing"])
-        return cls(**document)
+        try:
+            document["queues"] = [Queue(**item) for item in document["queues"]]
+            document["routing"] = Routing(**document["routing"])
+            return cls(**document)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"damaged settings: {error}") from error
 
     def __repr__(self) -> str:
         # The default repr would print passwords into tracebacks.

@@ -35,6 +35,8 @@ class ProcessSpec:
     shutdown_timeout_s: float = 600.0
     board: str | None = None  # path of the scoreboard; None: anonymous memory
     state: str | None = None  # beat: path of its saved state
+    record: str | None = None  # where the process writes who it is, as its first act (core/record.py)
+    fingerprint: str = ""  # of all that only a new process can take: the next daemon compares it
 
     def to_json(self) -> str:
         return json.dumps({"version": SPEC_VERSION, **dataclasses.asdict(self)})
@@ -45,5 +47,8 @@ class ProcessSpec:
         document = json.loads(text)
         if not isinstance(document, dict) or document.pop("version", None) != SPEC_VERSION:
             raise ValueError(f"not a process spec of version {SPEC_VERSION}")
-        document["queues"] = tuple(document["queues"])
-        return cls(**document)
+        try:
+            document["queues"] = tuple(document["queues"])
+            return cls(**document)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"damaged process spec: {error}") from error

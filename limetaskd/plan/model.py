@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from limetaskd.config.host import Host
 from limetaskd.core.settings import Settings
 
 
@@ -86,6 +87,8 @@ class Plan:
     supervisor_socket: bool = False
     preload: bool = True
     embedded: bool = False
+    host: Host | None = None  # facts of the start, for the next build: directories stay when the user changes
+    config_file: str | None = None  # absolute path as it was given: what a reload reads again
     warnings: tuple[str, ...] = ()
 
     def pool(self, name: str) -> PoolPlan | None:

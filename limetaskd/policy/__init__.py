@@ -1,0 +1,1 @@
+"""Decisions with time as a parameter: no clock, no I/O, standard library only."""

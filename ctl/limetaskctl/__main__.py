@@ -1,0 +1,7 @@
+"""`python -m limetaskctl`."""
+
+import sys
+
+from limetaskctl.main import main
+
+sys.exit(main())

@@ -1,0 +1,9 @@
+"""`start NAME...`: start stopped workers; returns when they consume (or say why they do not)."""
+
+from limetaskctl.commands._changed import add_names as add_arguments
+from limetaskctl.commands._changed import names as params
+from limetaskctl.commands._changed import render
+
+__all__ = ["WAITS", "add_arguments", "params", "render"]
+
+WAITS = True

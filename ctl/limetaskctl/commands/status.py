@@ -1,0 +1,121 @@
+"""`status [POOL]`: the daemon, its pools and workers, what runs, and how much waits."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from limetaskctl.render import View, clean, duration, percent, size, state, table, total, yes_no
+
+WAITS = False
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("pool", nargs="?", metavar="POOL", help="only this pool")
+
+
+def params(args: Namespace) -> dict[str, Any]:
+    return {} if args.pool is None else {"pool": args.pool}
+
+
+def render(result: dict[str, Any], view: View) -> str:
+    """The document of `status --json` (docs/control-protocol.md) in four parts."""
+    pools = result["pools"]
+    parts = [_daemon(result["daemon"], view)]
+    if pools:
+        parts.append(_pools(pools, view))
+        if reasons := _reasons(pools):
+            parts.append(reasons)
+        parts.append(_tasks(pools, view))
+    if result["queues"]:
+        rows = [[queue["name"], queue["depth"], queue["consumers"]] for queue in result["queues"]]
+        parts.append(table(["QUEUE", "DEPTH", "CONSUMERS"], rows, view))
+    return "\n\n".join(parts)
+
+
+def _daemon(daemon: dict[str, Any], view: View) -> str:
+    facts = [
+        f"limetaskd {clean(daemon['version'])} {state(daemon['state'], view)}",
+        f"pid {clean(daemon['pid'])}",
+        f"up {duration(daemon['uptime_s'])}",
+        f"generation {clean(daemon['generation'])}",
+        f"strategy {clean(daemon['strategy'])}",
+        f"application {clean(daemon['application'])}",
+        f"host {clean(daemon['host'])}",
+    ]
+    lines = ["  ".join(facts), f"config: {clean(daemon['config'])}", f"beat:   {_owner(daemon['beat_owner'])}"]
+    if daemon.get("status"):
+        lines.append(f"status: {clean(daemon['status'])}")
+    if daemon.get("last_reload_error"):
+        lines += [f"the last reload failed: {clean(line)}" for line in str(daemon["last_reload_error"]).splitlines()]
+    lines += [f"warning: {clean(text)}" for text in daemon.get("warnings") or []]
+    return "\n".join(lines)
+
+
+def _owner(owner: dict[str, Any] | None) -> str:
+    if owner is None:
+        return "no owner"
+    return f"{clean(owner['pool'])} on {'this host' if owner['here'] else clean(owner['host'])}"
+
+
+def _pools(pools: list[dict[str, Any]], view: View) -> str:
+    """One row for each pool, with its sums, and below it one for each worker."""
+    head = ["NAME", "STATE", "READY", "PID", "UPTIME", "RESTARTS", "SLOTS", "ACTIVE", "MEMORY", "CPU", "QUEUES"]
+    rows: list[list[Any]] = []
+    for pool in pools:
+        workers = pool["workers"]
+        ready = [worker["ready"] for worker in workers]
+        rows.append([
+            pool["name"],
+            f"{pool['state']} paused" if pool["paused"] else pool["state"],
+            f"{sum(1 for value in ready if value)}/{len(ready)}",
+            None,
+            None,
+            _whole(total([worker["restarts"] for worker in workers])),
+            pool["concurrency"],
+            _whole(total([worker["active"] for worker in workers])),
+            size(total([worker["memory_bytes"] for worker in workers])),
+            percent(total([worker["cpu_percent"] for worker in workers])),
+            " ".join(pool["queues"]),
+        ])  # fmt: skip
+        rows += [_worker(worker) for worker in workers]
+    return table(head, rows, view, states=[1])
+
+
+def _worker(worker: dict[str, Any]) -> list[Any]:
+    return [
+        f"  {worker['name']}",
+        f"{worker['state']} draining" if worker.get("draining") else worker["state"],
+        yes_no(worker["ready"]),
+        worker["pid"],
+        duration(worker["uptime_s"]),
+        worker["restarts"],
+        worker["concurrency"],
+        worker["active"],
+        size(worker["memory_bytes"]),
+        percent(worker["cpu_percent"]),
+        "",
+    ]
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _reasons(pools: list[dict[str, Any]]) -> str:
+    """Why workers are not as they should be, where they say so."""
+    workers = [worker for pool in pools for worker in pool["workers"] if worker.get("reason")]
+    return "\n".join(f"{clean(worker['name'])}: {clean(worker['reason'])}" for worker in workers)
+
+
+def _tasks(pools: list[dict[str, Any]], view: View) -> str:
+    rows = [
+        [task["id"], task["name"], worker["name"], child["pid"], duration(task["running_s"])]
+        for pool in pools
+        for worker in pool["workers"]
+        for child in worker["children"]
+        if (task := child["task"]) is not None
+    ]
+    if not rows:
+        return "no task is running"
+    return table(["TASK", "NAME", "WORKER", "PID", "RUNNING"], rows, view)

@@ -1,0 +1,9 @@
+"""`stop NAME...`: workers finish what they run and stop; they stay stopped until `start`."""
+
+from limetaskctl.commands._changed import add_names as add_arguments
+from limetaskctl.commands._changed import names as params
+from limetaskctl.commands._changed import render
+
+__all__ = ["WAITS", "add_arguments", "params", "render"]
+
+WAITS = True

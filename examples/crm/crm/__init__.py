@@ -1,0 +1,1 @@
+"""A small CRM, as an example of an application with tasks."""

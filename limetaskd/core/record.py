@@ -1,0 +1,71 @@
+"""Who a process is, written by itself as its first act: how the next daemon finds what a dead one left behind.
+
+`<runtime_dir>/processes/<name>.<generation>.json`. The process writes it, so there is no gap between its birth and its
+record; the daemon removes it after its death.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from limetaskd.core.board import process_start_ticks
+from limetaskd.core.spec import ProcessSpec
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    """One process: `pid` with `start_ticks` names it for ever."""
+
+    name: str
+    kind: str
+    generation: int
+    pid: int
+    start_ticks: int
+    fingerprint: str
+    board: str | None
+    log: str
+    concurrency: int
+    shutdown_timeout_s: float
+
+    def to_json(self) -> str:
+        return json.dumps({"version": RECORD_VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> ProcessRecord:
+        """Raises ValueError for another version or a damaged document."""
+        document = json.loads(text)
+        if not isinstance(document, dict) or document.pop("version", None) != RECORD_VERSION:
+            raise ValueError(f"not a process record of version {RECORD_VERSION}")
+        try:
+            return cls(**document)
+        except TypeError as error:
+            raise ValueError(f"damaged process record: {error}") from error
+
+
+def write_own_record(spec: ProcessSpec) -> None:
+    """Write the record of the calling process, atomically; without a path (run by hand): nothing."""
+    if spec.record is None:
+        return
+    pid = os.getpid()
+    record = ProcessRecord(
+        name=spec.name,
+        kind=spec.kind,
+        generation=spec.generation,
+        pid=pid,
+        start_ticks=process_start_ticks(pid) or 0,
+        fingerprint=spec.fingerprint,
+        board=spec.board,
+        log=spec.log,
+        concurrency=spec.concurrency,
+        shutdown_timeout_s=spec.shutdown_timeout_s,
+    )
+    path = Path(spec.record)
+    temporary = path.with_name(f"{path.name}.{pid}")
+    temporary.write_text(record.to_json())
+    temporary.rename(path)

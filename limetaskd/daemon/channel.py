@@ -1,0 +1,143 @@
+"""The daemon's end of the local channel: `<runtime_dir>/channel.sock`. Shapes are in `limetaskd.core.channel`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from limetaskd.core.channel import MAX_BYTES, Command, Event, Reply, State, decode, encode
+from limetaskd.errors import ChannelError, CommandError
+
+log = logging.getLogger("limetaskd.channel")
+
+
+class Connection:
+    """One connected process. `state` is the last thing it said of itself."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        self.peer_pid: int = struct.unpack("3i", credentials)[0]
+        self.state: State | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+
+    async def call(self, command: str, params: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
+        """Send a command and wait for its reply. Raises CommandError when it fails or the process goes away."""
+        number = next(self._numbers)
+        future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            self._sock.send(encode(Command(number, command, params)))
+            return await asyncio.wait_for(future, timeout_s)
+        except TimeoutError as error:
+            raise CommandError(f"{command}: no answer within {timeout_s:g} s") from error
+        except OSError as error:
+            raise CommandError(f"{command}: the process cannot be told ({error.strerror})") from error
+        finally:
+            self._waiting.pop(number, None)
+
+    def answer(self, reply: Reply) -> None:
+        future = self._waiting.get(reply.id)
+        if future is None or future.done():
+            return
+        if reply.error is None:
+            future.set_result(reply.result)
+        else:
+            future.set_exception(CommandError(reply.error))
+
+    def close(self) -> None:
+        self._sock.close()
+        for future in self._waiting.values():
+            if not future.done():
+                future.set_exception(CommandError("the process went away before it answered"))
+
+
+class ChannelServer:
+    """Accepts processes; `on_state(connection, state)`, `on_event` and `on_close` are called in the loop."""
+
+    def __init__(
+        self,
+        path: str,
+        on_state: Callable[[Connection, State], None],
+        on_event: Callable[[Connection, Event], None],
+        on_close: Callable[[Connection], None],
+    ) -> None:
+        self._path = Path(path)
+        self._on_state = on_state
+        self._on_event = on_event
+        self._on_close = on_close
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+
+    def start(self) -> None:
+        """Bind and accept. The lock on runtime_dir says that a socket file left here belongs to nobody."""
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        old = os.umask(0o177)
+        try:
+            listener.bind(str(self._path))
+        finally:
+            os.umask(old)
+        listener.listen(512)
+        self._listener = listener
+        self._spawn(self._accept(listener))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                # Out of descriptors, most likely: processes try again, so do we.
+                log.error("the local channel cannot accept: %s", error)
+                await asyncio.sleep(1)
+                continue
+            sock.setblocking(False)
+            self._spawn(self._serve(sock))
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        connection = Connection(sock)
+        try:
+            while packet := await loop.sock_recv(sock, MAX_BYTES + 1):
+                try:
+                    message = decode(packet)
+                except ChannelError as error:
+                    log.warning("pid %d on the local channel: %s", connection.peer_pid, error)
+                    continue
+                if isinstance(message, State):
+                    connection.state = message
+                    self._on_state(connection, message)
+                elif isinstance(message, Reply):
+                    connection.answer(message)
+                elif isinstance(message, Event):
+                    self._on_event(connection, message)
+        except OSError as error:
+            log.debug("pid %d left the local channel: %s", connection.peer_pid, error)
+        finally:
+            connection.close()
+            self._on_close(connection)
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()

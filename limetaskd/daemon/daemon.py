@@ -1,0 +1,357 @@
+"""The daemon itself: what should run (plan and scales), what runs (units), and what brings one to the other."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from limetaskd.core.accepted import Accepted
+from limetaskd.core.board import Board
+from limetaskd.core.channel import Event, State
+from limetaskd.daemon import embedded, engine, files, orphans
+from limetaskd.daemon.channel import ChannelServer, Connection
+from limetaskd.daemon.events import EventBus
+from limetaskd.daemon.incarnation import Incarnation, Launch, launch_environment
+from limetaskd.daemon.launch import (
+    AGENT,
+    BROKER,
+    agent_launch,
+    beat_launch,
+    broker_launch,
+    paths_of,
+    worker_launch,
+)
+from limetaskd.daemon.logpump import LogPump
+from limetaskd.daemon.pools import Scales
+from limetaskd.daemon.spawner import ProcessRef, spawn
+from limetaskd.daemon.unit import Unit
+from limetaskd.errors import CommandError
+from limetaskd.plan.model import Plan, PoolPlan
+from limetaskd.policy.restart import RestartPolicy
+
+log = logging.getLogger("limetaskd.daemon")
+
+TICK_S = 5.0
+# A tick that comes this late means that the daemon itself (or the host) was frozen: silence proves nothing then.
+FROZEN_S = 3 * TICK_S
+BROKER_POLL_S = 0.05
+BROKER_PATIENCE_S = 15.0
+
+
+class Daemon:
+    """Owns the units. One per process; everything runs in one asyncio loop."""
+
+    def __init__(self, plan: Plan, logs: LogPump) -> None:
+        self.plan = plan
+        self.paths = paths_of(plan)
+        self.logs = logs
+        self.events = EventBus()
+        self.groups = engine.Groups()
+        self.scales = Scales()
+        self.units: dict[str, Unit] = {}
+        self.generation = 1  # of the accepted configuration
+        self.state = "starting"
+        self.last_reload_error: str | None = None
+        self.started_at = time.monotonic()
+        self.broker_figures: dict[str, Any] = {}
+        self.change_lock = asyncio.Lock()  # reload and scale change the plan one at a time
+        self.reload_requested = asyncio.Event()
+        self.stop_requested = asyncio.Event()
+        self.stop_now = asyncio.Event()
+        self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)
+        self._tick_task: asyncio.Task[Any] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._xmlrpc: engine.XmlRpcServer | None = None
+
+    # Pools.
+
+    def pool(self, name: str) -> PoolPlan:
+        """The pool as it should be now. Raises CommandError for an unknown name, with the known ones."""
+        pool = self.plan.pool(name)
+        if pool is None:
+            raise CommandError(f"no pool {name!r}: there are {', '.join(pool.name for pool in self.plan.pools)}")
+        return self.scales.apply(pool)
+
+    def pools(self) -> list[PoolPlan]:
+        return [self.scales.apply(pool) for pool in self.plan.pools]
+
+    def pool_units(self, pool: str) -> list[Unit]:
+        return [
+            unit
+            for unit in self.units.values()
+            if unit.kind == "worker" and unit.name.split(":")[0] == pool and not unit.leftover
+        ]
+
+    def find_units(self, name: str) -> list[Unit]:
+        """The units that `name` means: a worker (`asap:0`), or a pool. Raises CommandError for an unknown name."""
+        if name in self.units:
+            return [self.units[name]]
+        if self.plan.pool(name) is not None:
+            beat = self.units.get(f"{name}:beat")
+            return self.pool_units(name) + ([beat] if beat is not None else [])
+        known = ", ".join([pool.name for pool in self.plan.pools] + sorted(self.units))
+        raise CommandError(f"no pool or worker {name!r}: there are {known}")
+
+    # Start.
+
+    async def start(self) -> None:
+        """Bring everything up; returns when all has been set going (not when all consumes)."""
+        await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
+        await self.load_scales()
+        await self.write_settings()
+        self.channel.start()
+        found = await asyncio.to_thread(orphans.find_all, self.paths)
+        if self.plan.embedded:
+            await self._start_broker()
+        self._add(AGENT, "agent", lambda generation: agent_launch(self.plan, generation))
+        for pool in self.pools():
+            for index in range(pool.workers):
+                self.add_worker(pool.name, index)
+        if self.plan.beat_pool is not None:
+            self.add_beat(self.plan.beat_pool)
+        orphans.take_over(self, found)
+        for unit in self.units.values():
+            if unit.current is None and unit.kind != "broker":
+                unit.start()
+        if self.plan.supervisor_socket:
+            self._xmlrpc = engine.XmlRpcServer(
+                self.groups, self.paths.supervisor, self.stop_requested.set, self.reload_requested.set
+            )
+            self._xmlrpc.start()
+        self._tick_task = self.background(self._tick())
+
+    def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]:
+        """Run a coroutine beside the rest; its failure is logged, unless the caller looks (`report` False)."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._background_done if report else self._tasks.discard)
+        return task
+
+    def _background_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a background task failed", exc_info=task.exception())
+
+    async def load_scales(self) -> None:
+        """Scales that an operator asked to keep; a damaged file is set aside."""
+        try:
+            text = await asyncio.to_thread(files.read, self.paths.scale)
+            if text is not None:
+                self.scales = Scales.from_json(text)
+        except ValueError as error:
+            aside = await asyncio.to_thread(files.set_aside, self.paths.scale)
+            log.error("%s: %s; set aside as %s, pools start as configured", self.paths.scale, error, aside)
+
+    async def write_settings(self) -> None:
+        """What workers and senders read: the settings (secret) and the accepted routing (public)."""
+        accepted = Accepted.of(self.plan.settings, self.generation)
+        await asyncio.to_thread(files.write_atomically, self.paths.settings, self.plan.settings.to_json(), 0o600)
+        await asyncio.to_thread(files.write_atomically, self.paths.accepted, accepted.to_json(), 0o644)
+
+    async def _start_broker(self) -> None:
+        """The embedded server first: without it, every worker would only wait."""
+        state_dir = self.plan.state_dir
+        await asyncio.to_thread(embedded.prepare, state_dir)
+        binary = await asyncio.to_thread(embedded.find_server)
+        argv = embedded.server_argv(binary, state_dir)
+        unit = self._add(BROKER, "broker", lambda _generation: broker_launch(self.plan, argv))
+        alive = await asyncio.to_thread(orphans.embedded_server, embedded.socket_path(state_dir))
+        if alive is not None:
+            unit.adopt(self._incarnation(unit, unit.launch(1), 1, alive))
+        else:
+            unit.start()
+        self.background(self._watch_broker(unit))
+        deadline = time.monotonic() + BROKER_PATIENCE_S
+        while unit.state != engine.RUNNING and time.monotonic() < deadline:
+            await unit.changed(1.0)
+
+    async def _watch_broker(self, unit: Unit) -> None:
+        """The embedded server speaks no channel: ask it until it answers, after each start."""
+        path = embedded.socket_path(self.plan.state_dir)
+        while True:
+            if unit.state != engine.STARTING:
+                await unit.changed()
+            elif await embedded.ping(path, 1.0):
+                unit.became_ready()
+            else:
+                await asyncio.sleep(BROKER_POLL_S)
+
+    def _add(self, name: str, kind: str, launch: Callable[[int], Launch]) -> Unit:
+        unit = Unit(name, kind, self, self.paths.log(name), launch)
+        self.units[name] = unit
+        return unit
+
+    def add_worker(self, pool: str, index: int) -> Unit:
+        """Make the unit of worker `index`; its launches always follow the plan of that moment."""
+        return self._add(
+            f"{pool}:{index}", "worker",
+            lambda generation: worker_launch(self.plan, self.pool(pool), index, generation),
+        )  # fmt: skip
+
+    def add_beat(self, pool: str) -> Unit:
+        return self._add(f"{pool}:beat", "beat", lambda generation: beat_launch(self.plan, pool, generation))
+
+    def add_leftover(self, name: str, kind: str) -> Unit:
+        """A name that nobody wants any more, kept until its last process has gone."""
+        unit = self._add(name, kind, lambda _generation: worker_launch(self.plan, self.plan.pools[0], 0, 0))
+        unit.leftover = True
+        return unit
+
+    def remove_unit(self, name: str) -> None:
+        self.units.pop(name, None)
+        self.groups.remove(name)
+
+    # What units ask for.
+
+    def restart_policy(self) -> RestartPolicy:
+        return RestartPolicy(**dataclasses.asdict(self.plan.restart))
+
+    def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
+        """Start a process by exec. Raises OSError."""
+        board = None
+        if launch.board_path is not None:
+            board = Board.create(launch.board_path, launch.board_slots)
+        ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path)
+        return self._incarnation(unit, launch, generation, ref, board)
+
+    def _incarnation(
+        self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None = None
+    ) -> Incarnation:
+        incarnation = Incarnation(
+            name=unit.name,
+            generation=generation,
+            launch=launch,
+            ref=ref,
+            exited=asyncio.get_running_loop().create_future(),
+            board=board,
+        )
+        incarnation.watch(lambda dead: unit.died(dead, dead.exited.result()))
+        return incarnation
+
+    def take_over(
+        self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None
+    ) -> Incarnation:
+        """An incarnation of a process that a dead daemon left behind."""
+        return self._incarnation(unit, launch, generation, ref, board)
+
+    def process_died(self, unit: Unit, incarnation: Incarnation) -> None:
+        """After every death: its record goes; what it held on Redis comes back at once."""
+        record = self.paths.record(unit.name, incarnation.generation)
+        self.background(asyncio.to_thread(files.remove, record))
+        if unit.leftover and unit.current is None and not unit.leaving:
+            self.remove_unit(unit.name)
+        agent = self.units.get(AGENT)
+        if unit.kind == "worker" and agent is not None and agent.current is not None and agent.current.connection:
+            self.background(self._restore(agent.current.connection))
+
+    async def _restore(self, connection: Connection) -> None:
+        try:
+            await connection.call("restore", {}, 30.0)
+        except CommandError as error:
+            # The agent restores by itself every few seconds: this call only makes it sooner.
+            log.debug("restore: %s", error)
+
+    # The channel.
+
+    def _on_state(self, connection: Connection, state: State) -> None:
+        unit = self.units.get(state.name)
+        incarnation = unit.incarnation(state.generation, state.pid) if unit is not None else None
+        if unit is None or incarnation is None:
+            log.debug("a process that is not ours reported: %s pid %d", state.name, state.pid)
+            return
+        unit.reported(incarnation, connection, state)
+        if unit.kind == "agent":
+            self.broker_figures = state.data
+
+    def _on_event(self, connection: Connection, event: Event) -> None:
+        name = connection.state.name if connection.state else None
+        self.events.emit(event.event, process=name, **event.fields)
+
+    def _on_close(self, connection: Connection) -> None:
+        for unit in self.units.values():
+            for incarnation in (unit.current, unit.successor, *unit.leaving):
+                if incarnation is not None and incarnation.connection is connection:
+                    incarnation.connection = None
+
+    # The tick.
+
+    async def _tick(self) -> None:
+        """What no signal, pidfd or message tells: silence."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            if now - last > FROZEN_S:
+                log.warning("the daemon was not scheduled for %.0f s", now - last)
+                for unit in self.units.values():
+                    if unit.current is not None:
+                        unit.current.heard = now
+            last = now
+            for unit in list(self.units.values()):
+                current = unit.current
+                if current is not None and current.ending is None and current.hung():
+                    log.error(
+                        "%s (pid %d) has been silent for %.0f s: its main process hangs; killed and replaced",
+                        unit.name, current.pid, current.silent_s(), extra={"action": "hung", "worker": unit.name},
+                    )  # fmt: skip
+                    self.events.emit("process_hung", process=unit.name, pid=current.pid)
+                    self.background(current.kill())
+
+    # Stop.
+
+    async def stop(self) -> None:
+        """Graceful, until `stop_now` is set: the schedule first, workers next, their helpers last."""
+        self.state = "stopping"
+        hurry = self.background(self._hurry())
+        if self._xmlrpc is not None:
+            self.groups.options.mood = -1  # supervisor's SHUTDOWN
+        stages: tuple[tuple[str, ...], ...] = (("beat", "worker"), ("agent",), ("broker",))
+        for kinds in stages:
+            units = [unit for unit in self.units.values() if unit.kind in kinds]
+            for unit in units:
+                unit.stop(now=self.stop_now.is_set())
+            await asyncio.gather(*(unit.stopped() for unit in units))
+        hurry.cancel()
+        await asyncio.to_thread(files.remove, self.paths.accepted)
+        await asyncio.to_thread(files.remove, self.paths.settings)
+
+    async def _hurry(self) -> None:
+        await self.stop_now.wait()
+        for unit in self.units.values():
+            unit.hurry()
+
+    async def close(self) -> None:
+        if self._xmlrpc is not None:
+            await self._xmlrpc.close()
+        if self._tick_task is not None:
+            self._tick_task.cancel()
+        await self.channel.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+    # In words.
+
+    def ready(self) -> bool:
+        """Every pool consumes, is stopped or FATAL, or waits for its broker."""
+        return all(unit.settled for unit in self.units.values() if unit.kind == "worker")
+
+    def status_text(self) -> str:
+        """One line for the service manager and for `status`."""
+        workers = [unit for unit in self.units.values() if unit.kind == "worker"]
+        parts = [f"{sum(unit.ready for unit in workers)} of {len(workers)} workers consume"]
+        waiting = [unit.name for unit in workers if unit.current and unit.current.waits_for_broker]
+        fatal = [unit.name for unit in workers if unit.state == engine.FATAL]
+        stopped = [unit.name for unit in workers if unit.state == engine.STOPPED]
+        for label, names in (("waiting for the broker", waiting), ("FATAL", fatal), ("stopped", stopped)):
+            if names:
+                parts.append(f"{label}: {', '.join(names)}")
+        if self.state == "stopping":
+            running = sum(1 for unit in workers if unit.current is not None or unit.leaving)
+            return f"stopping: {running} workers finish their tasks"
+        if self.last_reload_error:
+            parts.append("the last reload was refused")
+        return "; ".join(parts)

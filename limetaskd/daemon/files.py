@@ -1,0 +1,48 @@
+"""Small files of the daemon, written whole or not at all. Each call may wait for the disk: run it in a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
+    """Replace `path` by `text`; a reader sees the old or the new content, never a part."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        data = memoryview(text.encode())
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+    temporary.rename(target)
+
+
+def remove(path: str) -> None:
+    """Remove `path` if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        Path(path).unlink()
+
+
+def make_folders(*paths: str, mode: int = 0o750) -> None:
+    for path in paths:
+        Path(path).mkdir(mode=mode, parents=True, exist_ok=True)
+
+
+def read(path: str) -> str | None:
+    """The text of `path`; None when it is not there. Raises ValueError when it is no text."""
+    try:
+        return Path(path).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def set_aside(path: str) -> str:
+    """Rename a file that cannot be used, so that it is neither read again nor lost; returns its new name."""
+    aside = f"{path}.damaged"
+    Path(path).rename(aside)
+    return aside

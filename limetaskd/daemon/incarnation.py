@@ -1,0 +1,157 @@
+"""One process that carries a supervised name for a while: from its start (or its discovery) to its death."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from limetaskd.core.board import Board
+from limetaskd.core.channel import Phase, State
+from limetaskd.daemon.channel import Connection
+from limetaskd.daemon.spawner import Exit, ProcessRef
+
+log = logging.getLogger("limetaskd.process")
+
+# Reports come every 5 s from a thread that no task can hold up, except by the GIL. Silence means a stopped or dead-
+# locked main process.
+HUNG_AFTER_S = 30.0
+# What a process gets to act on SIGQUIT before it is killed.
+QUIT_GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How to start one process, resolved: plain data."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    log_path: str
+    stop_timeout_s: float
+    board_path: str | None = None
+    board_slots: int = 0
+    reports: bool = True  # it speaks on the channel; else `ready` of the unit is asked
+    fingerprint: str = ""  # of all that only a new process can take
+    concurrency: int = 1
+
+
+@dataclass
+class Incarnation:
+    """A process with its identity, its last report and its scoreboard."""
+
+    name: str
+    generation: int
+    launch: Launch
+    ref: ProcessRef
+    exited: asyncio.Future[Exit]
+    board: Board | None = None
+    connection: Connection | None = None
+    report: State | None = None
+    started: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    ending: asyncio.Task[Exit] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.ref.pid
+
+    @property
+    def alive(self) -> bool:
+        return not self.exited.done()
+
+    @property
+    def consumes(self) -> bool:
+        return self.alive and self.report is not None and self.report.phase == Phase.CONSUMING
+
+    @property
+    def waits_for_broker(self) -> bool:
+        """It has tried in vain: without a reason it is only about to connect."""
+        report = self.report
+        return self.alive and report is not None and report.phase == Phase.CONNECTING and report.reason is not None
+
+    def silent_s(self) -> float:
+        return time.monotonic() - self.heard
+
+    def hung(self) -> bool:
+        """It has reported before and has fallen silent."""
+        return self.launch.reports and self.report is not None and self.silent_s() > HUNG_AFTER_S
+
+    def watch(self, on_exit: Callable[[Incarnation], None]) -> None:
+        """Call `on_exit` once, at the death of the process."""
+        loop = asyncio.get_running_loop()
+
+        def dead() -> None:
+            loop.remove_reader(self.ref.pidfd)
+            result = self.ref.reap()
+            self.ref.close()
+            if not self.exited.done():
+                self.exited.set_result(result)
+            on_exit(self)
+
+        loop.add_reader(self.ref.pidfd, dead)
+
+    def end(self, *, now: bool = False) -> asyncio.Task[Exit]:
+        """Begin to end this process: gracefully, or at once. A second call only hurries."""
+        if now:
+            self.hurry.set()
+        if self.ending is None:
+            self.ending = asyncio.get_running_loop().create_task(self._end())
+        return self.ending
+
+    async def _end(self) -> Exit:
+        """SIGTERM, the stop timeout, SIGQUIT, a short grace, SIGKILL of the whole tree."""
+        if not self.hurry.is_set():
+            self.ref.signal(signal.SIGTERM)
+            await self._wait_gracefully(time.monotonic() + self.launch.stop_timeout_s)
+        if self.alive and not self.hung():
+            self.ref.signal(signal.SIGQUIT)
+            await asyncio.wait([self.exited], timeout=QUIT_GRACE_S)
+        if self.alive:
+            await self.kill()
+        return await self.exited
+
+    async def _wait_gracefully(self, deadline: float) -> None:
+        """Until it is dead, hurried, hung or out of time."""
+        hurried = asyncio.ensure_future(self.hurry.wait())
+        try:
+            while self.alive and not self.hurry.is_set() and not self.hung():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    log.warning(
+                        "%s (pid %d) still runs tasks after its shutdown_timeout: they are requeued",
+                        self.name, self.pid, extra={"action": "drain_timeout"},
+                    )  # fmt: skip
+                    return
+                waited: list[asyncio.Future[Any]] = [self.exited, hurried]
+                await asyncio.wait(waited, timeout=min(left, 5.0), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurried.cancel()
+
+    async def kill(self) -> None:
+        """SIGKILL, the children included, without blocking the loop."""
+        if self.alive:
+            await asyncio.to_thread(self.ref.kill_tree)
+            await asyncio.wait([self.exited], timeout=QUIT_GRACE_S)
+
+    def forget(self) -> None:
+        """Free what belonged to it; its scoreboard file goes with it."""
+        if self.board is not None:
+            self.board.close()
+            self.board = None
+        if self.launch.board_path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                Path(self.launch.board_path).unlink()
+
+
+def launch_environment(extra: dict[str, str]) -> dict[str, str]:
+    """The daemon's environment for a child: without what systemd meant for the daemon alone."""
+    private = {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"}
+    return {key: value for key, value in os.environ.items() if key not in private} | extra

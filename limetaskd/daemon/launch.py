@@ -1,0 +1,195 @@
+"""From the plan to the start of one process (pure): its command line, environment, spec and paths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import limetaskd
+from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
+from limetaskd.daemon.incarnation import Launch
+from limetaskd.plan.model import Plan, PoolPlan
+
+BOOT = str(Path(limetaskd.__file__).with_name("boot.py"))
+AGENT = "limetaskd:agent"
+BROKER = "limetaskd:broker"
+# The daemon waits this much longer than the process itself, which requeues what still runs at its own deadline.
+STOP_MARGIN_S = 10.0
+HELPER_STOP_S = 10.0
+BOARD_SLOTS_MIN = 64
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Everything below runtime_dir and state_dir that processes share."""
+
+    runtime_dir: str
+    state_dir: str
+
+    def _under(self, base: str, *parts: str) -> str:
+        return str(Path(base, *parts))
+
+    @property
+    def settings(self) -> str:
+        return self._under(self.runtime_dir, "settings.json")
+
+    @property
+    def accepted(self) -> str:
+        return self._under(self.runtime_dir, "accepted.json")
+
+    @property
+    def channel(self) -> str:
+        return self._under(self.runtime_dir, "channel.sock")
+
+    @property
+    def supervisor(self) -> str:
+        return self._under(self.runtime_dir, "supervisor.sock")
+
+    @property
+    def pidfile(self) -> str:
+        return self._under(self.runtime_dir, "limetaskd.pid")
+
+    @property
+    def boards(self) -> str:
+        return self._under(self.runtime_dir, "boards")
+
+    @property
+    def processes(self) -> str:
+        return self._under(self.runtime_dir, "processes")
+
+    @property
+    def logs(self) -> str:
+        return self._under(self.state_dir, "log")
+
+    @property
+    def beat(self) -> str:
+        return self._under(self.state_dir, "beat.json")
+
+    @property
+    def scale(self) -> str:
+        return self._under(self.state_dir, "scale.json")
+
+    def log(self, name: str) -> str:
+        return self._under(self.logs, f"{name}.log")
+
+    def board(self, name: str, generation: int) -> str:
+        return self._under(self.boards, f"{name}.{generation}")
+
+    def record(self, name: str, generation: int) -> str:
+        return self._under(self.processes, f"{name}.{generation}.json")
+
+
+def paths_of(plan: Plan) -> Paths:
+    return Paths(plan.runtime_dir, plan.state_dir)
+
+
+def node_name(plan: Plan, pool: str, index: int, generation: int) -> str:
+    """Celery's node name without @host: unique over workers, restarts, and daemons that share host and vhost."""
+    digest = hashlib.sha256(plan.runtime_dir.encode()).hexdigest()[:8]
+    return f"{pool}.{index}.{generation}.{digest}"
+
+
+def _fingerprint(plan: Plan, document: dict[str, object]) -> str:
+    settings = json.loads(plan.settings.to_json())
+    for live in ("routing", "scheduled_tasks"):  # followed through accepted.json, or of the schedule alone
+        settings.pop(live)
+    text = json.dumps([settings, plan.python, document], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _launch(spec: ProcessSpec, env: dict[str, str], nice: int | None, python: str | None) -> Launch:
+    argv = [python or sys.executable, BOOT, spec.kind, spec.name]
+    if nice is not None:
+        argv = ["nice", "-n", str(nice), *argv]
+    return Launch(
+        argv=tuple(argv),
+        env={**env, SPEC_VARIABLE: spec.to_json()},
+        log_path=spec.log,
+        stop_timeout_s=spec.shutdown_timeout_s + STOP_MARGIN_S if spec.kind == "worker" else HELPER_STOP_S,
+        board_path=spec.board,
+        board_slots=max(BOARD_SLOTS_MIN, 4 * spec.concurrency) if spec.board else 0,
+        fingerprint=spec.fingerprint,
+        concurrency=spec.concurrency,
+    )
+
+
+def worker_launch(plan: Plan, pool: PoolPlan, index: int, generation: int) -> Launch:
+    """Worker `index` of `pool`."""
+    paths = paths_of(plan)
+    name = f"{pool.name}:{index}"
+    document: dict[str, object] = {
+        "queues": pool.queues, "kind": pool.kind, "prefetch": pool.prefetch, "env": pool.env, "nice": pool.nice,
+        "limits": [pool.time_limit_s, pool.soft_time_limit_s],
+    }  # fmt: skip
+    spec = ProcessSpec(
+        kind="worker",
+        name=name,
+        pool=pool.name,
+        generation=generation,
+        settings=paths.settings,
+        channel=paths.channel,
+        log=paths.log(name),
+        node=node_name(plan, pool.name, index, generation),
+        queues=pool.queues,
+        concurrency=pool.slots(index),
+        pool_kind=pool.kind,
+        prefetch=pool.prefetch,
+        time_limit_s=pool.time_limit_s,
+        soft_time_limit_s=pool.soft_time_limit_s,
+        shutdown_timeout_s=pool.shutdown_timeout_s,
+        board=paths.board(name, generation),
+        record=paths.record(name, generation),
+        fingerprint=_fingerprint(plan, document),
+    )
+    return _launch(spec, pool.env, pool.nice, plan.python)
+
+
+def beat_launch(plan: Plan, pool_name: str, generation: int) -> Launch:
+    """The schedule's process, which belongs to the pool that owns it."""
+    paths = paths_of(plan)
+    name = f"{pool_name}:beat"
+    pool = plan.pool(pool_name)
+    spec = ProcessSpec(
+        kind="beat",
+        name=name,
+        pool=pool_name,
+        generation=generation,
+        settings=paths.settings,
+        channel=paths.channel,
+        log=paths.log(name),
+        state=paths.beat,
+        record=paths.record(name, generation),
+        fingerprint=_fingerprint(plan, {}),
+    )
+    return _launch(spec, pool.env if pool else {}, None, plan.python)
+
+
+def agent_launch(plan: Plan, generation: int) -> Launch:
+    """The broker I/O of the daemon, in the daemon's own interpreter."""
+    paths = paths_of(plan)
+    spec = ProcessSpec(
+        kind="agent",
+        name=AGENT,
+        pool="limetaskd",
+        generation=generation,
+        settings=paths.settings,
+        channel=paths.channel,
+        log=paths.log(AGENT),
+        record=paths.record(AGENT, generation),
+        fingerprint=_fingerprint(plan, {}),
+    )
+    return _launch(spec, {}, None, None)
+
+
+def broker_launch(plan: Plan, argv: list[str]) -> Launch:
+    """The embedded server. It speaks no channel: `ping` tells when it is ready."""
+    return Launch(
+        argv=tuple(argv),
+        env={},
+        log_path=paths_of(plan).log(BROKER),
+        stop_timeout_s=HELPER_STOP_S,
+        reports=False,
+    )

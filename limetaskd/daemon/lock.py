@@ -1,0 +1,35 @@
+"""One daemon on one runtime_dir: a record lock on `<runtime_dir>/limetaskd.lock`.
+
+`lockf`, not `flock`: a forked child would inherit a flock and hold it after the daemon's death. Taken before anything
+is bound: libzmq would silently take over a socket that another daemon serves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from limetaskd.errors import AlreadyRunningError
+
+
+class RuntimeLock:
+    """Held until `release` or the death of this process."""
+
+    def __init__(self, runtime_dir: str) -> None:
+        self._path = Path(runtime_dir) / "limetaskd.lock"
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
+            os.close(descriptor)
+            raise AlreadyRunningError(
+                f"another limetaskd (pid {holder}) runs on {runtime_dir}: stop it, or set limetaskd.runtime_dir"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        self._descriptor = descriptor
+
+    def release(self) -> None:
+        os.close(self._descriptor)

@@ -1,0 +1,336 @@
+"""Logs to `logging.destination`, each line once: one thread that follows every process's own file.
+
+Processes write to `<state_dir>/log/<name>.log` themselves and never to a pipe of ours, so nobody's death or slowness
+blocks them. This thread follows those files (inotify), passes whole lines on, remembers how far it came
+(`.offsets.json`, for the next daemon), rotates files that have grown, and writes the daemon's own records. The loop
+only hands records over; it never waits for the disk or for a full standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import select
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inotify_simple import INotify
+from inotify_simple import flags as inotify_flags
+
+from limetaskd.core.jsonlog import JsonFormatter, as_text, cut, timestamp
+from limetaskd.core.redact import redact_text
+from limetaskd.plan.model import LoggingPlan
+
+DAEMON_LOG = "limetaskd.log"
+OFFSETS = ".offsets.json"
+_CHUNK = 1024 * 1024
+_MAX_WAITING = 100_000  # records of the daemon that may wait for a blocked destination
+_OLD_FILE_S = 60.0  # a renamed file is followed this long: its writer may not have noticed yet
+_SAVE_INTERVAL_S = 1.0
+_HOST = socket.gethostname()
+
+
+@dataclass
+class Tail:
+    """A file that is followed: `offset` is how far whole lines have been passed on."""
+
+    name: str  # of the process
+    descriptor: int
+    inode: int
+    offset: int
+    old_until: float | None = None  # monotonic; set once the file has been renamed
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+class PumpHandler(logging.Handler):
+    """Hands the daemon's records to the pump; formatting happens here, writing in its thread."""
+
+    def __init__(self, pump: LogPump) -> None:
+        super().__init__()
+        self.pump = pump
+        self.setFormatter(JsonFormatter("limetaskd"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.pump.put(self.format(record))
+
+
+class LogPump:
+    """Follows `log_dir` and writes to the destination until `close`."""
+
+    def __init__(self, log_dir: str, plan: LoggingPlan, *, max_message_bytes: int = 0) -> None:
+        self._dir = Path(log_dir)
+        self._plan = plan
+        self._max_message_bytes = max_message_bytes
+        self._records: queue.Queue[str] = queue.Queue(_MAX_WAITING)
+        self._lost = 0
+        self._tails: dict[str, Tail] = {}
+        self._old: list[Tail] = []
+        self._dirty = False
+        self._saved_at = 0.0
+        self._stop = threading.Event()
+        self._reopen = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._inotify = INotify()
+        mask = inotify_flags.MODIFY | inotify_flags.CREATE | inotify_flags.MOVED_TO
+        self._inotify.add_watch(str(self._dir), mask)
+        self._own = self._open_append(self._dir / DAEMON_LOG)
+        self._sink = self._open_sink()
+        self._offsets = self._load_offsets()
+        self._thread = threading.Thread(target=self._run, name="log-pump", daemon=True)
+
+    # Called from the loop (all but `start`): none of these waits.
+
+    def start(self) -> None:
+        """Look at what is there before anybody writes, then follow it. Called before the loop runs."""
+        for path in sorted(self._dir.glob("*.log")):
+            self._follow(path.name)
+        if self._offsets is None:
+            self._offsets = {}  # what is new from now on is passed on from its start
+        self._thread.start()
+
+    def put(self, line: str) -> None:
+        """A record of the daemon, as one JSON line without its newline."""
+        try:
+            self._records.put_nowait(line)
+        except queue.Full:
+            self._lost += 1
+        self._poke()
+
+    def reopen(self) -> None:
+        """USR1: open the destination (a file) and the daemon's own log anew."""
+        self._reopen.set()
+        self._poke()
+
+    def change(self, plan: LoggingPlan) -> None:
+        """Take another format, destination or size after a reload."""
+        self._plan = plan
+        self.reopen()
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Pass on what is there, save the offsets, end the thread."""
+        self._stop.set()
+        self._poke()
+        self._thread.join(timeout_s)
+
+    def _poke(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._wake, 1)
+
+    # The thread.
+
+    def _run(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            self._write_records()
+            self._drain_old()
+            if self._dirty and (stopping or time.monotonic() - self._saved_at >= _SAVE_INTERVAL_S):
+                self._save_offsets()
+            if stopping:
+                return
+            self._sleep()
+            if self._reopen.is_set():
+                self._reopen.clear()
+                self._reopen_files()
+
+    def _sleep(self) -> None:
+        """Until there is something to do; no wake-ups when nothing happens."""
+        timeout = _SAVE_INTERVAL_S if self._dirty or self._old else None
+        ready, _, _ = select.select([self._wake, self._inotify.fd], [], [], timeout)
+        if self._wake in ready:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+        if self._inotify.fd in ready:
+            for name in {event.name for event in self._inotify.read(timeout=0)}:
+                self._follow(name)
+        if self._stop.is_set():
+            for name in list(self._tails):
+                self._follow(name)
+
+    def _write_records(self) -> None:
+        while True:
+            try:
+                line = self._records.get_nowait()
+            except queue.Empty:
+                break
+            self._write(self._own, line + "\n")
+            self._pass_on(json.loads(line))
+        if self._lost:
+            lost, self._lost = self._lost, 0
+            self._pass_on(self._document("limetaskd", "WARNING", f"{lost} records of the daemon were dropped"))
+        self._rotate_own()
+
+    def _follow(self, name: str) -> None:
+        """Read what is new in the file `name`, and rotate it when it has grown."""
+        if not name.endswith(".log") or name == DAEMON_LOG:
+            return
+        tail = self._tails.get(name)
+        path = self._dir / name
+        try:
+            inode = path.stat().st_ino
+        except FileNotFoundError:
+            inode = None
+        if tail is not None and inode != tail.inode:
+            # Renamed by us or by somebody else: read its end, and look at it for a while longer.
+            self._read(tail)
+            tail.old_until = time.monotonic() + _OLD_FILE_S
+            self._old.append(tail)
+            tail = None
+            del self._tails[name]
+        if tail is None and inode is not None:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                self._pass_on(self._document("limetaskd", "ERROR", f"log {path} cannot be read: {error}"))
+                return
+            inode = os.fstat(descriptor).st_ino
+            tail = Tail(name.removesuffix(".log"), descriptor, inode, self._start_offset(name, inode, descriptor))
+            self._tails[name] = tail
+        if tail is not None:
+            self._read(tail)
+            if tail.offset > self._plan.max_size_bytes:
+                self._rotate(path)
+
+    def _start_offset(self, name: str, inode: int, descriptor: int) -> int:
+        size = os.fstat(descriptor).st_size
+        if self._offsets is None:
+            return size  # no record at all of what was passed on: do not repeat whole files
+        known = self._offsets.get(name)
+        if known is None or known[0] != inode:
+            return 0
+        return min(int(known[1]), size)
+
+    def _read(self, tail: Tail) -> None:
+        if os.fstat(tail.descriptor).st_size < tail.offset:
+            tail.offset = 0  # truncated in place
+        while True:
+            chunk = os.pread(tail.descriptor, _CHUNK, tail.offset)
+            end = chunk.rfind(b"\n") + 1
+            if not end and len(chunk) == _CHUNK:
+                end = len(chunk)  # a line longer than this is passed on in pieces
+            if not end:
+                return
+            for line in chunk[:end].splitlines():
+                if line.strip():
+                    self._pass_on(self._parse(tail.name, line))
+            tail.offset += end
+            self._dirty = True
+
+    def _parse(self, process: str, line: bytes) -> dict[str, Any]:
+        text = line.decode("utf-8", "replace")
+        if text.startswith("{"):
+            try:
+                document = json.loads(text)
+            except ValueError:
+                document = None
+            if isinstance(document, dict) and "@timestamp" in document:
+                return document
+        # What a task (or a C library) printed: it arrives as a record too.
+        return self._document(process, "INFO", text, logger="stdout")
+
+    def _document(self, process: str, level: str, message: str, logger: str = "limetaskd.logs") -> dict[str, Any]:
+        message, truncated = cut(redact_text(message), self._max_message_bytes)
+        document = {
+            "@timestamp": timestamp(time.time()),
+            "level": level,
+            "logger": logger,
+            "message": message,
+            "host": _HOST,
+            "pid": None,
+            "process": process,
+        }
+        return document | {"truncated": True} if truncated else document
+
+    def _pass_on(self, document: dict[str, Any]) -> None:
+        text = as_text(document) if self._plan.format == "text" else json.dumps(document, ensure_ascii=False)
+        self._write(self._sink, text + "\n")
+        if self._plan.destination != "stderr":
+            with contextlib.suppress(OSError):
+                if os.fstat(self._sink).st_size > self._plan.max_size_bytes:
+                    self._shift(Path(self._plan.destination))
+                    os.close(self._sink)
+                    self._sink = self._open_sink()
+
+    def _write(self, descriptor: int, text: str) -> None:
+        data = memoryview(text.encode("utf-8", "replace"))
+        try:
+            while data:
+                data = data[os.write(descriptor, data) :]
+        except OSError:
+            # Nowhere to say it (the disk is full, nobody reads): counted, and told when writing works again.
+            self._lost += 1
+
+    def _drain_old(self) -> None:
+        now = time.monotonic()
+        for tail in list(self._old):
+            self._read(tail)
+            if tail.old_until is not None and now > tail.old_until:
+                tail.close()
+                self._old.remove(tail)
+
+    # Files.
+
+    def _rotate(self, path: Path) -> None:
+        """Rename; the writer sees another inode at its next record and opens a new file."""
+        self._shift(path)
+        tail = self._tails.pop(path.name, None)
+        if tail is not None:
+            tail.old_until = time.monotonic() + _OLD_FILE_S
+            self._old.append(tail)
+
+    def _rotate_own(self) -> None:
+        if os.fstat(self._own).st_size > self._plan.max_size_bytes:
+            os.close(self._own)
+            self._shift(self._dir / DAEMON_LOG)
+            self._own = self._open_append(self._dir / DAEMON_LOG)
+
+    def _shift(self, path: Path) -> None:
+        """file -> file.1 -> file.2 ..., `keep` of them."""
+        keep = self._plan.keep
+        for number in range(keep, 0, -1):
+            source = path.with_name(f"{path.name}.{number - 1}") if number > 1 else path
+            with contextlib.suppress(FileNotFoundError):
+                source.rename(path.with_name(f"{path.name}.{number}"))
+        if keep == 0:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    def _reopen_files(self) -> None:
+        os.close(self._own)
+        self._own = self._open_append(self._dir / DAEMON_LOG)
+        if self._sink != 2:
+            os.close(self._sink)
+        self._sink = self._open_sink()
+
+    def _open_sink(self) -> int:
+        return 2 if self._plan.destination == "stderr" else self._open_append(Path(self._plan.destination))
+
+    @staticmethod
+    def _open_append(path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    def _load_offsets(self) -> dict[str, list[int]] | None:
+        try:
+            loaded = json.loads((self._dir / OFFSETS).read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return loaded if isinstance(loaded, dict) else None
+
+    def _save_offsets(self) -> None:
+        offsets = {name: [tail.inode, tail.offset] for name, tail in self._tails.items()}
+        temporary = self._dir / f"{OFFSETS}.new"
+        try:
+            temporary.write_text(json.dumps(offsets))
+            temporary.rename(self._dir / OFFSETS)
+        except OSError as error:
+            self._write(self._sink, json.dumps(self._document("limetaskd", "ERROR", f"{OFFSETS}: {error}")) + "\n")
+        self._dirty = False
+        self._saved_at = time.monotonic()

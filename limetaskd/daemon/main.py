@@ -1,0 +1,187 @@
+"""The command `limetaskd`: read, check, become the right user, detach if asked, then run the loop."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from limetaskd.config.load import load
+from limetaskd.daemon import privileges
+from limetaskd.daemon.control.server import ControlServer
+from limetaskd.daemon.daemon import Daemon
+from limetaskd.daemon.launch import paths_of
+from limetaskd.daemon.lock import RuntimeLock
+from limetaskd.daemon.logpump import LogPump, PumpHandler
+from limetaskd.daemon.notify import Notifier
+from limetaskd.daemon.reload import reload_on_request
+from limetaskd.daemon.service import ServiceReporter
+from limetaskd.errors import ConfigError, LimetaskError
+from limetaskd.plan.build import build
+from limetaskd.plan.model import Plan
+from limetaskd.plan.render import as_document, render
+from limetaskd.version import __version__
+
+log = logging.getLogger("limetaskd")
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_CONFIG = 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of limetaskd."""
+    result = argparse.ArgumentParser(
+        prog="limetaskd",
+        description="Supervise Celery workers: pools by queue, restarts, limits, live control with limetaskctl.",
+        epilog="Signals: HUP reload; TERM, INT graceful stop (twice: at once); QUIT stop at once; USR1 reopen logs. "
+        "Exit codes: 0 clean stop, 2 bad usage or configuration, 1 anything else.",
+    )
+    add = result.add_argument
+    add("--config", metavar="FILE", help="default: $LIMETASK_CONFIG, else /etc/limetaskd/limetaskd.yaml")
+    add("--check", action="store_true", help="start nothing: print the resolved plan, or all errors")
+    add("--daemon", action="store_true", help="detach; the pid is in <runtime_dir>/limetaskd.pid")
+    add("--embedded", action="store_true", help="run and supervise a private broker and result store in state_dir")
+    add("--json", action="store_true", help="with --check: the plan or the errors as one JSON document")
+    add("--version", action="version", version=f"limetaskd {__version__}")
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    # A reader of `--check` that has seen enough (head, less) is no error; asyncio and sockets do not need the signal.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    arguments = parser().parse_args(argv)
+    try:
+        loaded = load(arguments.config, os.environ)
+        plan = build(loaded, os.environ, embedded=arguments.embedded)
+    except ConfigError as error:
+        if arguments.json:
+            print(json.dumps({"errors": error.problems}, indent=2))
+        else:
+            for problem in error.problems:
+                print(f"limetaskd: {problem}", file=sys.stderr)
+        return EXIT_CONFIG
+    if arguments.check:
+        print(json.dumps(as_document(plan), indent=2) if arguments.json else render(plan))
+        return EXIT_OK
+    try:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        return start(plan, detach=arguments.daemon)
+    except LimetaskError as error:
+        print(f"limetaskd: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"limetaskd: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def start(plan: Plan, *, detach: bool) -> int:
+    """Everything that comes before the loop. Raises LimetaskError or OSError, for a human to read."""
+    privileges.prepare_folders(plan)
+    if plan.user is not None:
+        privileges.drop(plan.user)
+    lock = RuntimeLock(plan.runtime_dir)
+    if detach:
+        lock.release()  # a record lock does not survive the fork; taken again below
+        plan = _detach(plan)
+        lock = RuntimeLock(plan.runtime_dir)
+    pidfile = Path(paths_of(plan).pidfile)
+    logs = LogPump(
+        paths_of(plan).logs, plan.logging, max_message_bytes=plan.settings.log_message_max_bytes
+    )
+    try:
+        if detach:
+            pidfile.write_text(f"{os.getpid()}\n")
+        _log_to(logs, plan)
+        return asyncio.run(serve(plan, logs))
+    finally:
+        logs.close()
+        pidfile.unlink(missing_ok=True)
+        lock.release()
+
+
+def _detach(plan: Plan) -> Plan:
+    """Become a daemon (python-daemon). It closes every descriptor, so nothing may be open that is still needed."""
+    from daemon import DaemonContext
+
+    if plan.logging.destination == "stderr":
+        # A detached process has no standard error.
+        destination = str(Path(plan.state_dir) / "log" / "limetaskd.jsonl")
+        print(f"limetaskd: detached; logging.destination is stderr, so all logs go to {destination}", file=sys.stderr)
+        plan = dataclasses.replace(plan, logging=dataclasses.replace(plan.logging, destination=destination))
+    DaemonContext(working_directory="/", umask=0o027).open()
+    return plan
+
+
+def _log_to(logs: LogPump, plan: Plan) -> None:
+    logs.start()
+    handler = PumpHandler(logs)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(plan.logging.level)
+    for noisy in ("asyncio",):
+        logging.getLogger(noisy).setLevel(max(logging.INFO, logging.getLevelName(plan.logging.level)))
+
+
+async def serve(plan: Plan, logs: LogPump) -> int:
+    """The daemon's life: start, serve, stop."""
+    log.info(
+        "limetaskd %s starts (pid %d), configuration %s", __version__, os.getpid(), plan.settings.config_path,
+        extra={"action": "starts"},
+    )  # fmt: skip
+    for warning in plan.warnings:
+        log.warning("%s", warning)
+    daemon = Daemon(plan, logs)
+    handle_signals(daemon)
+    control = ControlServer(daemon, plan.control)
+    notifier = Notifier(os.environ)
+    try:
+        control.start()
+        await daemon.start()
+        ServiceReporter(daemon, notifier).start()
+        daemon.background(reload_on_request(daemon))
+        await daemon.stop_requested.wait()
+        log.info("stopping", extra={"action": "stopping"})
+        notifier.send("STOPPING=1")
+    finally:
+        # Also after a start that failed half-way: what was started is stopped.
+        await daemon.stop()
+        await control.close()
+        await daemon.close()
+    log.info("stopped", extra={"action": "stopped"})
+    return EXIT_OK
+
+
+def handle_signals(daemon: Daemon) -> None:
+    """Handlers only record and wake; the work happens in the loop."""
+    loop = asyncio.get_running_loop()
+
+    def terminate() -> None:
+        if daemon.stop_requested.is_set():
+            log.warning("a second signal: stopping at once", extra={"action": "stop_now"})
+            daemon.stop_now.set()
+        daemon.stop_requested.set()
+
+    def quit_now() -> None:
+        daemon.stop_now.set()
+        daemon.stop_requested.set()
+
+    def later() -> None:
+        log.error("SIGUSR2: replacing the daemon's code in place is not available in this version")
+
+    loop.add_signal_handler(signal.SIGTERM, terminate)
+    loop.add_signal_handler(signal.SIGINT, terminate)
+    loop.add_signal_handler(signal.SIGQUIT, quit_now)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload_requested.set)
+    loop.add_signal_handler(signal.SIGUSR1, daemon.logs.reopen)
+    loop.add_signal_handler(signal.SIGUSR2, later)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

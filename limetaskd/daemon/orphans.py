@@ -1,0 +1,114 @@
+"""What a dead daemon left behind: found by the processes' own records, and taken over or ended."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limetaskd.core.board import Board, process_start_ticks
+from limetaskd.core.record import ProcessRecord
+from limetaskd.daemon import files
+from limetaskd.daemon.incarnation import Launch
+from limetaskd.daemon.launch import STOP_MARGIN_S, Paths
+from limetaskd.daemon.spawner import ProcessRef, find
+
+if TYPE_CHECKING:
+    from limetaskd.daemon.daemon import Daemon
+
+log = logging.getLogger("limetaskd.orphans")
+
+
+@dataclass(frozen=True)
+class Orphan:
+    record: ProcessRecord
+    ref: ProcessRef
+
+
+def find_all(paths: Paths) -> list[Orphan]:
+    """Every living process with a record, newest generation first. Records of the dead are removed.
+
+    A record that cannot be read is set aside: the process, if there is one, cannot be known without it.
+    """
+    found: list[Orphan] = []
+    living: set[str] = set()
+    for path in sorted(Path(paths.processes).glob("*.json")):
+        try:
+            record = ProcessRecord.from_json(path.read_text())
+        except ValueError as error:
+            log.error("%s: %s; set aside as %s", path, error, files.set_aside(str(path)))
+            continue
+        ref = find(record.pid, record.start_ticks)
+        if ref is None:
+            path.unlink(missing_ok=True)
+        else:
+            found.append(Orphan(record, ref))
+            if record.board:
+                living.add(record.board)
+    for board in Path(paths.boards).iterdir():
+        if str(board) not in living:
+            board.unlink(missing_ok=True)
+    return sorted(found, key=lambda orphan: -orphan.record.generation)
+
+
+def _launch(record: ProcessRecord) -> Launch:
+    """How the process was started, as far as its end needs it."""
+    return Launch(
+        argv=(),
+        env={},
+        log_path=record.log,
+        stop_timeout_s=record.shutdown_timeout_s + STOP_MARGIN_S,
+        board_path=record.board,
+        fingerprint=record.fingerprint,
+        concurrency=record.concurrency,
+    )
+
+
+def _board(record: ProcessRecord) -> Board | None:
+    if record.board is None:
+        return None
+    try:
+        return Board.open(record.board)
+    except (OSError, ValueError) as error:
+        log.warning("%s: its scoreboard %s cannot be read: %s", record.name, record.board, error)
+        return None
+
+
+def take_over(daemon: Daemon, found: list[Orphan]) -> None:
+    """Adopt each process that the plan still wants as it is; the others finish their tasks and go.
+
+    A name that is not in the plan any more, an older process of a name, or one that was started with other settings
+    drains. A schedule is never run beside another: with other settings it is killed first, it holds no tasks.
+    """
+    for orphan in found:
+        record = orphan.record
+        unit = daemon.units.get(record.name)
+        if unit is None:
+            unit = daemon.add_leftover(record.name, record.kind)
+        incarnation = daemon.take_over(unit, _launch(record), record.generation, orphan.ref, _board(record))
+        unit.generation = max(unit.generation, record.generation)
+        wanted = unit.current is None and not unit.leftover
+        if wanted and unit.launch(record.generation).fingerprint == record.fingerprint:
+            unit.adopt(incarnation)
+            log.info("%s: pid %d runs on, taken over", record.name, record.pid, extra={"action": "adopted"})
+            continue
+        log.info("%s: pid %d finishes its tasks and goes", record.name, record.pid, extra={"action": "leftover"})
+        unit.leaving.append(incarnation)
+        incarnation.end(now=record.kind != "worker")
+
+
+def embedded_server(socket_path: str) -> ProcessRef | None:
+    """The server that already serves `socket_path`, told by the kernel (SO_PEERCRED); None when nobody does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(2.0)
+        try:
+            sock.connect(socket_path)
+        except OSError:
+            return None
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid = struct.unpack("3i", credentials)[0]
+    ticks = process_start_ticks(pid)
+    return find(pid, ticks) if ticks is not None else None

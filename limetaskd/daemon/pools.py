@@ -1,0 +1,81 @@
+"""The pools that should be there now: the plan with what operators scaled (pure)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+
+from limetaskd.errors import CommandError
+from limetaskd.plan.model import Plan, PoolPlan
+
+SCALE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What an operator set for a pool; None: as the plan says. `persist`: also after a restart of the daemon."""
+
+    concurrency: int | None = None
+    workers: int | None = None
+    persist: bool = False
+
+
+@dataclass
+class Scales:
+    """Operators' scales by pool name."""
+
+    by_pool: dict[str, Scale] = field(default_factory=dict)
+
+    def apply(self, pool: PoolPlan) -> PoolPlan:
+        scale = self.by_pool.get(pool.name, Scale())
+        workers = scale.workers or pool.workers
+        concurrency = scale.concurrency or pool.concurrency
+        return dataclasses.replace(pool, workers=workers, concurrency=max(concurrency, workers))
+
+    def set(self, pool: PoolPlan, number: int | None, *, workers: bool, persist: bool) -> None:
+        """Scale slots (or worker processes); `number` None undoes. Raises CommandError for a number out of range."""
+        if number is None:
+            self.by_pool.pop(pool.name, None)
+            return
+        if number < 1:
+            raise CommandError(f"{pool.name}={number}: at least 1 (stop {pool.name} takes a pool down)")
+        old = self.by_pool.get(pool.name, Scale())
+        if workers:
+            self.by_pool[pool.name] = dataclasses.replace(old, workers=number, persist=persist)
+            return
+        present = self.apply(pool).workers
+        if number < present:
+            raise CommandError(
+                f"{pool.name}={number}: the pool has {present} worker processes, each needs at least one slot; "
+                f"scale --workers first"
+            )
+        self.by_pool[pool.name] = dataclasses.replace(old, concurrency=number, persist=persist)
+
+    def after_reload(self, old: Plan, new: Plan) -> None:
+        """Keep what was scaled, unless the file changed that very value or the pool is gone."""
+        for name in list(self.by_pool):
+            before, after, scale = old.pool(name), new.pool(name), self.by_pool[name]
+            if before is None or after is None:
+                del self.by_pool[name]
+                continue
+            if before.concurrency != after.concurrency:
+                scale = dataclasses.replace(scale, concurrency=None)
+            if before.workers != after.workers:
+                scale = dataclasses.replace(scale, workers=None)
+            self.by_pool[name] = scale
+
+    def to_json(self) -> str:
+        kept = {name: dataclasses.asdict(scale) for name, scale in self.by_pool.items() if scale.persist}
+        return json.dumps({"version": SCALE_VERSION, "pools": kept})
+
+    @classmethod
+    def from_json(cls, text: str) -> Scales:
+        """Raises ValueError for another version or a damaged document."""
+        document = json.loads(text)
+        if not isinstance(document, dict) or document.get("version") != SCALE_VERSION:
+            raise ValueError(f"not a scale.json of version {SCALE_VERSION}")
+        try:
+            return cls({name: Scale(**scale) for name, scale in document["pools"].items()})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"damaged scale.json: {error}") from error

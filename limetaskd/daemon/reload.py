@@ -1,0 +1,155 @@
+"""Reload: read, validate, plan, compare, apply. A file that is refused changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+from typing import Any
+
+from limetaskd.config.load import load
+from limetaskd.daemon import scaling
+from limetaskd.daemon.daemon import Daemon
+from limetaskd.daemon.gather import roll
+from limetaskd.daemon.launch import AGENT
+from limetaskd.errors import CommandError, ConfigError, LimetaskError
+from limetaskd.plan.build import build
+from limetaskd.plan.diff import PlanDiff, diff
+from limetaskd.plan.model import Plan
+from limetaskd.plan.render import render_diff
+
+log = logging.getLogger("limetaskd.reload")
+
+
+async def reload_on_request(daemon: Daemon) -> None:
+    """For SIGHUP, for ever: nobody waits for the outcome, so it goes to the log (and `status`)."""
+    while True:
+        await daemon.reload_requested.wait()
+        daemon.reload_requested.clear()
+        try:
+            await reload(daemon)
+        except LimetaskError as error:
+            log.error("reload failed: %s", error, extra={"action": "reload_failed"})
+
+
+def read_plan(daemon: Daemon) -> Plan:
+    """The file as it is now, as a plan. Raises ConfigError with every problem."""
+    loaded = load(daemon.plan.settings.config_path, os.environ)
+    return build(loaded, os.environ, embedded=daemon.plan.embedded)
+
+
+async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
+    """Apply the file, or only show what would change. Raises CommandError; then the old plan goes on."""
+    async with daemon.change_lock:
+        try:
+            new = await asyncio.to_thread(read_plan, daemon)
+        except ConfigError as error:
+            message = "the configuration is refused, the old one goes on: " + "; ".join(error.problems)
+            if not only_plan:
+                daemon.last_reload_error = message
+                daemon.events.emit("reload_refused", problems=error.problems)
+            raise CommandError(message) from error
+        difference = diff(daemon.plan, new)
+        answer: dict[str, Any] = {
+            "changed": not difference.empty,
+            "generation": daemon.generation,
+            "summary": render_diff(difference).splitlines(),
+            "diff": difference.as_document(),
+        }
+        if only_plan:
+            return answer
+        daemon.events.emit("reload_started", summary=answer["summary"])
+        await _apply(daemon, new, difference)
+        daemon.last_reload_error = None
+        daemon.events.emit("reload_done", generation=daemon.generation)
+        log.info("reloaded: %s", "; ".join(answer["summary"]) or "nothing changed", extra={"action": "reloaded"})
+        return answer | {"generation": daemon.generation}
+
+
+async def _apply(daemon: Daemon, new: Plan, difference: PlanDiff) -> None:
+    """New pools first, then the changed ones, one worker at a time; old ones drain last.
+
+    Undone when a new pool or process does not become ready.
+    """
+    old = daemon.plan
+    scales_before = dict(daemon.scales.by_pool)
+    # What only a new daemon can take stays as it is; `diff` says so to the operator.
+    daemon.plan = keep_fixed(old, new)
+    daemon.scales.after_reload(old, daemon.plan)
+    daemon.generation += 1
+    await daemon.write_settings()
+    added: list[str] = []
+    try:
+        for name in difference.pools_added:
+            added.append(name)
+            pool = daemon.pool(name)
+            for index in range(pool.workers):
+                daemon.add_worker(name, index).start()
+            await asyncio.gather(*(unit.started() for unit in daemon.pool_units(name)))
+        for name in difference.rolled:
+            for unit in daemon.pool_units(name):
+                await roll(daemon, unit)
+            await scaling.resize(daemon, daemon.pool(name))
+        for name in difference.in_place:
+            await scaling.resize(daemon, daemon.pool(name))
+    except LimetaskError as error:
+        await _undo(daemon, old, scales_before, added, difference)
+        message = f"the reload is undone, the old configuration goes on: {error}"
+        daemon.last_reload_error = message
+        daemon.events.emit("reload_undone", reason=str(error))
+        raise CommandError(message) from error
+    for name in difference.pools_removed:
+        for unit in daemon.pool_units(name):
+            scaling.retire(daemon, unit)
+    await _move_beat(daemon, old, daemon.plan, difference)
+    agent = daemon.units[AGENT].current
+    if agent is not None and agent.connection is not None:
+        await agent.connection.call("settings", {}, 10.0)
+    if old.logging != daemon.plan.logging:
+        daemon.logs.change(daemon.plan.logging)
+
+
+def keep_fixed(old: Plan, new: Plan) -> Plan:
+    """The new plan with everything that needs a restart of the daemon as it was."""
+    fixed = ("runtime_dir", "state_dir", "control", "user", "supervisor_socket", "embedded")
+    settings = dataclasses.replace(
+        new.settings, runtime_dir=old.settings.runtime_dir, state_dir=old.settings.state_dir,
+        prefix=old.settings.prefix, suffix=old.settings.suffix,
+    )  # fmt: skip
+    return dataclasses.replace(new, settings=settings, **{name: getattr(old, name) for name in fixed})
+
+
+async def _undo(
+    daemon: Daemon, old: Plan, scales: dict[str, Any], added: list[str], difference: PlanDiff
+) -> None:
+    daemon.plan = old
+    daemon.scales.by_pool = scales
+    daemon.generation += 1
+    await daemon.write_settings()
+    for name in added:
+        for unit in [unit for unit in daemon.units.values() if unit.name.split(":")[0] == name]:
+            scaling.retire(daemon, unit)
+    for name in (*difference.rolled, *difference.in_place):
+        for unit in daemon.pool_units(name):
+            current = unit.current
+            if current is not None and current.launch.fingerprint != unit.launch(unit.generation).fingerprint:
+                await roll(daemon, unit)
+        await scaling.resize(daemon, daemon.pool(name))
+
+
+async def _move_beat(daemon: Daemon, old: Plan, new: Plan, difference: PlanDiff) -> None:
+    """Exactly one schedule: the old one is gone before the new one starts."""
+    before = daemon.units.get(f"{old.beat_pool}:beat") if old.beat_pool is not None else None
+    if new.beat_pool == old.beat_pool:
+        if before is not None and before.current is not None:
+            wanted = before.launch(before.generation).fingerprint
+            if before.current.launch.fingerprint != wanted or difference.schedule_changed:
+                await roll(daemon, before)
+        return
+    if before is not None:
+        scaling.retire(daemon, before)
+        await before.stopped()
+    if new.beat_pool is not None:
+        beat = daemon.add_beat(new.beat_pool)
+        beat.start()

@@ -1,0 +1,128 @@
+"""How a process comes into being, and its one identity: (pid, start time, pidfd).
+
+Today by exec, or found alive after the death of its daemon; later by a fork from a preloaded image. The states above
+do not know the difference. A pidfd never names another process after the pid is used again, and it tells a death to
+the loop at once, without polling and without `waitpid(-1)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from limetaskd.core.board import process_start_ticks
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a process ended. Both None: it was not our child (adopted), so nobody told us."""
+
+    status: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"killed by {signal.Signals(self.signal).name}"
+        if self.status is not None:
+            return f"exit status {self.status}"
+        return "gone (status unknown)"
+
+
+class ProcessRef:
+    """One process, held by a pidfd until `close`."""
+
+    def __init__(self, pid: int, start_ticks: int, pidfd: int, *, child: bool) -> None:
+        self.pid = pid
+        self.start_ticks = start_ticks
+        self.pidfd = pidfd
+        self.child = child
+        self._exit: Exit | None = None
+
+    def signal(self, number: int) -> bool:
+        """Send a signal; False when the process is gone."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, number)
+        except (ProcessLookupError, OSError):
+            return False
+        return True
+
+    def reap(self) -> Exit:
+        """Collect the exit status once the pidfd is readable."""
+        if self._exit is None:
+            self._exit = self._wait() if self.child else Exit()
+        return self._exit
+
+    def _wait(self) -> Exit:
+        try:
+            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+        except ChildProcessError:
+            return Exit()
+        if result is None:
+            return Exit()
+        if result.si_code == os.CLD_EXITED:
+            return Exit(status=result.si_status)
+        return Exit(signal=result.si_status)
+
+    def kill_tree(self) -> list[int]:
+        """SIGKILL the process and all that descends from it; returns the pids. Reads /proc: call it in a thread.
+
+        The main process is frozen first, so that it can neither fork a new child nor be reaped in between.
+        """
+        if not self.signal(signal.SIGSTOP):
+            return []
+        victims: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victims = psutil.Process(self.pid).children(recursive=True)
+        self.signal(signal.SIGKILL)
+        killed = [self.pid]
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()  # psutil compares the creation time first
+                killed.append(victim.pid)
+        return killed
+
+    def close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def spawn(argv: Sequence[str], environ: Mapping[str, str], log_path: str) -> ProcessRef:
+    """Start `argv` in a session of its own, with descriptors 1 and 2 appended to `log_path` and 0 on /dev/null.
+
+    No pipe ties the process to us: it writes on when we are gone. Raises OSError when it cannot be started.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    pid = os.posix_spawnp(
+        argv[0],
+        list(argv),
+        dict(environ),
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log_path, flags, 0o640),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+        setsigmask=[],
+        setsigdef=[signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1],
+    )
+    pidfd = os.pidfd_open(pid)  # our own unreaped child: the pid cannot have been used again
+    return ProcessRef(pid, process_start_ticks(pid) or 0, pidfd, child=True)
+
+
+def find(pid: int, start_ticks: int) -> ProcessRef | None:
+    """The living process with this identity, which is no child of ours; None when it is gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    # Compared after the pidfd is held: from here on the pid cannot change hands unnoticed.
+    if process_start_ticks(pid) != start_ticks:
+        os.close(pidfd)
+        return None
+    return ProcessRef(pid, start_ticks, pidfd, child=False)

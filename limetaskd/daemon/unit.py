@@ -1,0 +1,374 @@
+"""One supervised name: its state machine, its process, its restarts.
+
+    STOPPED --start--> STARTING --consumes--> RUNNING --stop--> STOPPING --dead--> STOPPED
+                          |  ^                   |
+                          |  +--broker away------+
+                        death: at once, or BACKOFF (a timer) --> STARTING, or FATAL (tried again later)
+
+A rolling restart has a successor beside the current process; the successor takes the name when it consumes, and the
+old one leaves. What to do at a death is decided by `limetaskd.policy.restart`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from limetaskd.core.channel import Phase, State
+from limetaskd.daemon import engine
+from limetaskd.daemon.channel import Connection
+from limetaskd.daemon.events import EventBus
+from limetaskd.daemon.incarnation import Incarnation, Launch
+from limetaskd.daemon.spawner import Exit
+from limetaskd.errors import CommandError
+from limetaskd.policy.restart import FATAL_RETRY_S, RestartPolicy
+
+log = logging.getLogger("limetaskd.unit")
+
+EX_CONFIG = 78  # a process that says "my configuration or my imports are broken": no use in trying at once
+# A successor that neither consumes nor waits for its broker by then is given up.
+SUCCESSOR_TIMEOUT_S = 120.0
+START_PATIENCE_S = 10.0  # how long `start` waits for a broker that is away before it says so
+
+
+class Host(Protocol):
+    """What a unit needs of the daemon."""
+
+    events: EventBus
+    groups: engine.Groups
+
+    def restart_policy(self) -> RestartPolicy: ...
+    def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation: ...
+    def process_died(self, unit: Unit, incarnation: Incarnation) -> None: ...
+
+
+class Unit:
+    """A supervised name, such as `asap:0`. `launch(generation)` says how to start its next process."""
+
+    def __init__(self, name: str, kind: str, host: Host, log_path: str, launch: Callable[[int], Launch]) -> None:
+        self.name = name
+        self.kind = kind  # "worker" | "beat" | "agent" | "broker"
+        self.launch = launch
+        self.current: Incarnation | None = None
+        self.successor: Incarnation | None = None
+        self.leaving: list[Incarnation] = []
+        self.generation = 0
+        self.restarts = 0
+        self.reason: str | None = None
+        self.retry_at: float | None = None  # monotonic
+        self.rolling: asyncio.Task[None] | None = None
+        self.leftover = False  # not wanted any more: it goes when its last process has gone
+        self._host = host
+        self._deaths: list[float] = []
+        self._trial = False  # the next process is tried out of FATAL
+        self._timer: asyncio.TimerHandle | None = None
+        self._start_again = False
+        self._changed = asyncio.Event()
+        self.machine = host.groups.machine(name, log_path, self, self._announce)
+
+    # State.
+
+    @property
+    def state(self) -> int:
+        return int(self.machine.state)
+
+    @property
+    def state_name(self) -> str:
+        return engine.state_name(self.state)
+
+    @property
+    def ready(self) -> bool:
+        return self.current is not None and self.state == engine.RUNNING and self.current.consumes
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more will happen by itself soon: it consumes, waits for its broker, or is down."""
+        waits = self.current is not None and self.current.waits_for_broker
+        return waits or self.state in engine.ENDED_STATES or self.state == engine.RUNNING
+
+    def _announce(self, old: int, new: int) -> None:
+        self._host.events.emit(
+            "process_state",
+            process=self.name,
+            **{"from": engine.state_name(old), "to": engine.state_name(new)},
+            pid=self.current.pid if self.current else None,
+            reason=self.reason,
+        )
+        self.pulse()
+
+    def pulse(self) -> None:
+        """Wake everybody who waits for a change of this unit."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self, timeout_s: float | None = None) -> bool:
+        """Wait for the next change; False when it did not come in time."""
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    # Asked by supervisor's RPC interface.
+
+    def request_start(self) -> None:
+        self.start()
+
+    def request_stop(self) -> None:
+        self.stop()
+
+    def request_signal(self, number: int) -> str | None:
+        if self.current is None or not self.current.ref.signal(number):
+            return f"{self.name} is not running"
+        return None
+
+    # Start and death.
+
+    def start(self) -> None:
+        """Bring it up if it is down; a unit that is being stopped starts when that is done."""
+        if self.state == engine.STOPPING or (self.kind != "worker" and self.leaving):
+            # Strictly one schedule, agent or broker at a time: the new one waits for the death of the old one.
+            self._start_again = True
+        elif self.state in engine.ENDED_STATES:
+            self._deaths.clear()
+            self._trial = False
+            self._spawn()
+        elif self.state == engine.BACKOFF:
+            self._spawn()
+
+    def _spawn(self) -> None:
+        self._cancel_timer()
+        self.reason = None
+        self.machine.change_state(engine.STARTING)
+        try:
+            self.current = self._new_incarnation()
+        except OSError as error:
+            self.machine.spawnerr = str(error)
+            hopeless = isinstance(error, FileNotFoundError | PermissionError)
+            self._after_death(f"cannot be started: {error}", fatal=hopeless)
+
+    def _new_incarnation(self) -> Incarnation:
+        self.generation += 1
+        return self._host.bring_to_life(self, self.launch(self.generation), self.generation)
+
+    def adopt(self, incarnation: Incarnation) -> None:
+        """Take over a process that is alive already."""
+        self.generation = incarnation.generation
+        self.current = incarnation
+        self.machine.change_state(engine.STARTING)
+
+    def died(self, incarnation: Incarnation, how: Exit) -> None:
+        """One of our processes is dead."""
+        if incarnation is self.successor:
+            self.successor = None
+            self.pulse()
+        elif incarnation in self.leaving:
+            self.leaving.remove(incarnation)
+            if not self.leaving and self._start_again and self.state in engine.ENDED_STATES:
+                self._start_again = False
+                self._spawn()
+            self.pulse()
+        elif incarnation is self.current:
+            self.current = None
+            self.machine.exitstatus = how.status if how.status is not None else -1
+            if self.state == engine.STOPPING:
+                self._stopped()
+            else:
+                said = incarnation.report.reason if incarnation.report and incarnation.report.reason else None
+                self._after_death(f"{how}: {said}" if said else str(how), fatal=how.status == EX_CONFIG)
+        self._host.process_died(self, incarnation)
+        incarnation.forget()
+
+    def _stopped(self) -> None:
+        self.machine.change_state(engine.STOPPED)
+        if self._start_again:
+            self._start_again = False
+            self._spawn()
+
+    def _after_death(self, reason: str, *, fatal: bool) -> None:
+        if self.successor is not None:
+            # A rolling restart was under way: its successor takes over at once.
+            self.current, self.successor = self.successor, None
+            self.machine.change_state(engine.STARTING)
+            if self.current.report is not None:
+                self._follow_phase(self.current.report)
+            return
+        now = time.monotonic()
+        policy = self._host.restart_policy()
+        self._deaths = [*policy.recent(self._deaths, now), now]
+        decision = policy.decide(self._deaths, now, random.random(), trial=self._trial)
+        self.reason = reason
+        self.restarts += 1
+        delay = FATAL_RETRY_S if fatal else decision.delay_s
+        is_fatal = fatal or decision.fatal
+        self._trial = is_fatal
+        log.log(
+            logging.ERROR if is_fatal else logging.WARNING,
+            "%s died: %s; %s", self.name, reason,
+            f"given up for now, tried again in {delay:.0f} s" if is_fatal
+            else ("replaced at once" if delay <= 0 else f"restarted in {delay:.1f} s"),
+            extra={"action": "died", "worker": self.name},
+        )  # fmt: skip
+        if not is_fatal and delay <= 0:
+            self.machine.change_state(engine.EXITED)
+            self._spawn()
+            return
+        self.machine.change_state(engine.FATAL if is_fatal else engine.BACKOFF)
+        self.retry_at = now + delay
+        self._timer = asyncio.get_running_loop().call_later(delay, self._retry)
+
+    def _retry(self) -> None:
+        self._timer = None
+        self.retry_at = None
+        if self.state in {engine.BACKOFF, engine.FATAL}:
+            self._spawn()
+
+    def _cancel_timer(self) -> None:
+        self.retry_at = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # Reports.
+
+    def incarnation(self, generation: int, pid: int) -> Incarnation | None:
+        """Which of our processes this is; None for a stranger."""
+        for candidate in (self.current, self.successor, *self.leaving):
+            if candidate is not None and (candidate.generation, candidate.pid) == (generation, pid):
+                return candidate
+        return None
+
+    def reported(self, incarnation: Incarnation, connection: Connection, report: State) -> None:
+        """A process said what it does."""
+        before = incarnation.report
+        changed = before is None or (before.phase, before.reason) != (report.phase, report.reason)
+        incarnation.connection = connection
+        incarnation.report = report
+        incarnation.heard = time.monotonic()
+        if incarnation is self.current:
+            self._follow_phase(report)
+        if changed:
+            self.pulse()
+
+    def _follow_phase(self, report: State) -> None:
+        if report.phase == Phase.CONSUMING and self.state == engine.STARTING:
+            self.reason = None
+            self._trial = False
+            self.machine.change_state(engine.RUNNING)
+        elif report.phase == Phase.CONNECTING and self.state in {engine.RUNNING, engine.STARTING}:
+            known = self.reason
+            self.reason = f"waits for its broker: {report.reason}" if report.reason else "connects to its broker"
+            if report.reason and self.reason != known:
+                log.warning("%s %s", self.name, self.reason, extra={"action": "broker_away", "worker": self.name})
+            self.machine.change_state(engine.STARTING)
+            self.pulse()
+
+    def became_ready(self) -> None:
+        """For processes that do not report: they answer."""
+        if self.state == engine.STARTING:
+            self.machine.change_state(engine.RUNNING)
+
+    # Stop and restart.
+
+    def stop(self, *, now: bool = False) -> None:
+        """Bring it down: gracefully, or at once. Ends a rolling restart and what is still leaving, too."""
+        self._start_again = False
+        if self.rolling is not None:
+            self.rolling.cancel()
+        if self.successor is not None:
+            self.leaving.append(self.successor)
+            self.successor = None
+        for incarnation in self.leaving:
+            incarnation.end(now=now)
+        if self.state in {engine.BACKOFF, engine.FATAL, engine.EXITED}:
+            self._cancel_timer()
+            self.machine.change_state(engine.STOPPED)
+        elif self.current is not None:
+            self.machine.change_state(engine.STOPPING)
+            self.current.end(now=now)
+
+    async def stopped(self) -> None:
+        """Wait until nothing of it runs any more."""
+        while self.state == engine.STOPPING or self.leaving or self.current is not None:
+            await self.changed(5.0)
+
+    async def started(self) -> None:
+        """Wait until it consumes. Raises CommandError when it does not, with the reason."""
+        patience = time.monotonic() + START_PATIENCE_S
+        while not self.ready:
+            if self.state in {engine.FATAL, engine.BACKOFF, engine.STOPPED}:
+                raise CommandError(f"{self.name} is {self.state_name}: {self.reason or 'stopped meanwhile'}")
+            if self.current is not None and self.current.waits_for_broker and time.monotonic() > patience:
+                raise CommandError(f"{self.name} runs but does not consume yet: it {self.reason}")
+            await self.changed(1.0)
+
+    async def restart(self) -> None:
+        """Rolling: a successor consumes before the current process leaves. Raises CommandError when it fails.
+
+        A unit that is down is started; one whose main process hangs is killed first: it holds what it reserved.
+        """
+        if self.rolling is not None:
+            raise CommandError(f"{self.name} is being restarted already")
+        self.rolling = asyncio.current_task()
+        try:
+            if self.current is not None and self.current.hung():
+                await self.current.kill()
+            if self.state in engine.ENDED_STATES or self.current is None:
+                self.start()
+                await self.started()
+            elif self.kind == "worker":
+                await self._roll()
+            else:
+                # Two schedules, agents or brokers at a time must never be: stop comes strictly before start.
+                self.machine.change_state(engine.STOPPING)
+                self._start_again = True
+                self.current.end()
+                await self.started()
+        finally:
+            self.rolling = None
+
+    async def _roll(self) -> None:
+        try:
+            successor = self._new_incarnation()
+        except OSError as error:
+            raise CommandError(f"{self.name}: no new process could be started: {error}") from error
+        self.successor = successor
+        deadline = time.monotonic() + SUCCESSOR_TIMEOUT_S
+        try:
+            while not successor.consumes:
+                if self.current is successor:  # the old one died meanwhile
+                    return await self.started()
+                if not successor.alive:
+                    said = successor.report.reason if successor.report else None
+                    raise CommandError(
+                        f"{self.name}: the new process died ({said or successor.exited.result()}); the old one goes on"
+                    )
+                if time.monotonic() > deadline and not successor.waits_for_broker:
+                    raise CommandError(f"{self.name}: the new process does not become ready; the old one goes on")
+                await self.changed(1.0)
+        finally:
+            if self.successor is successor and not successor.consumes:
+                self.successor = None
+                self.leaving.append(successor)
+                successor.end(now=True)
+        old, self.current, self.successor = self.current, successor, None
+        if self.state == engine.STARTING:
+            self.machine.change_state(engine.RUNNING)
+        self._host.events.emit(
+            "process_replaced", process=self.name, pid=successor.pid, old_pid=old.pid if old else None
+        )
+        if old is not None:
+            self.leaving.append(old)
+            old.end()
+        self.pulse()
+        return None
+
+    def hurry(self) -> None:
+        """What is ending ends at once."""
+        for incarnation in (self.current, self.successor, *self.leaving):
+            if incarnation is not None and incarnation.ending is not None:
+                incarnation.end(now=True)

@@ -1,0 +1,173 @@
+"""The daemon's commands that need the event loop: grow, shrink, consume, cancel. One function each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from billiard.pool import RUN
+
+from limetaskd.core.channel import Command
+from limetaskd.core.routing import find_queue
+from limetaskd.core.settings import Queue, Settings
+from limetaskd.errors import CommandError
+from limetaskd.worker.runtime import one_line
+
+logger = logging.getLogger(__name__)
+
+
+def run_commands(consumer: Any) -> None:
+    """Carry out what has arrived; a refused or failed command never disturbs the worker.
+
+    Raises connection errors, after the reply: the consumer connects again.
+    """
+    runtime = consumer.lime
+    while runtime.inbox:
+        command = runtime.inbox.popleft()
+        handler = _COMMANDS.get(command.command)
+        if handler is None:
+            runtime.reply(command, error=f"unknown command {command.command!r}")
+            continue
+        try:
+            handler(consumer, command)
+        except CommandError as error:
+            runtime.reply(command, error=str(error))
+        except (*consumer.connection_errors, *consumer.channel_errors) as error:
+            runtime.reply(command, error=one_line(f"the broker: {error}"))
+            raise
+        except Exception as error:
+            logger.exception("command %s failed", command.command)
+            runtime.reply(command, error=one_line(f"{type(error).__name__}: {error}"))
+    if runtime.shrinking:
+        _shrink_idle(consumer)
+
+
+def _slots(consumer: Any, command: Command) -> int:
+    slots = command.params.get("slots")
+    if not isinstance(slots, int) or isinstance(slots, bool) or slots < 1:
+        raise CommandError(f"`slots` must be a number of slots, at least 1, not {slots!r}")
+    if not hasattr(getattr(consumer.pool, "_pool", None), "_all_inqueues"):
+        raise CommandError("only prefork pools can be resized in place: this worker must be restarted")
+    return slots
+
+
+def _grow(consumer: Any, command: Command) -> None:
+    slots = _slots(consumer, command)
+    runtime = consumer.lime
+    # What still waits to shrink is paid first.
+    while slots and runtime.shrinking:
+        waiting, left = runtime.shrinking.pop()
+        paid = min(left, slots)
+        slots -= paid
+        if left > paid:
+            runtime.shrinking.append((waiting, left - paid))
+        else:
+            runtime.reply(waiting, error="undone by a later grow")
+    if slots:
+        consumer.pool.grow(slots)
+        consumer.pool.maintain_pool()
+        _follow_prefetch(consumer, slots)
+    runtime.reply(command, result={"slots": consumer.pool.num_processes})
+    logger.info("grown to %d slots", consumer.pool.num_processes, extra={"action": "grow"})
+
+
+def _shrink(consumer: Any, command: Command) -> None:
+    slots = _slots(consumer, command)
+    runtime = consumer.lime
+    left = consumer.pool.num_processes - sum(count for _, count in runtime.shrinking) - slots
+    if left < 1:
+        raise CommandError(f"a worker keeps at least one slot (it has {consumer.pool.num_processes})")
+    runtime.shrinking.append((command, slots))
+
+
+def _shrink_idle(consumer: Any) -> None:
+    """Let as many idle children go as are wanted; the rest at later turns, when their tasks have ended."""
+    runtime = consumer.lime
+    pool = consumer.pool._pool
+    if pool._state != RUN:
+        return
+    while runtime.shrinking:
+        command, left = runtime.shrinking[0]
+        while left:
+            child = _idle_child(pool)
+            if child is None:
+                runtime.shrinking[0] = (command, left)
+                return
+            # From here on nothing is written to it: what Celery calls idle may have a task on its way.
+            pool._all_inqueues.discard(child.inqW_fd)
+            pool._processes -= 1
+            pool._putlock.shrink()
+            child.terminate_controlled()
+            _follow_prefetch(consumer, -1)
+            left -= 1
+        runtime.shrinking.popleft()
+        runtime.reply(command, result={"slots": consumer.pool.num_processes})
+        logger.info("shrunk to %d slots", consumer.pool.num_processes, extra={"action": "shrink"})
+
+
+def _idle_child(pool: Any) -> Any:
+    for child in reversed(pool._pool):
+        fd = child.inqW_fd
+        if fd in pool._all_inqueues and fd not in pool._busy_workers and fd not in pool._active_writes:
+            return child
+    return None
+
+
+def _follow_prefetch(consumer: Any, change: int) -> None:
+    consumer._update_prefetch_count(change)
+    if consumer.qos_global is False:
+        # Quorum queues: a consumer keeps the prefetch that it began with.
+        consumer.task_consumer.qos(prefetch_count=consumer.initial_prefetch_count, apply_global=False)
+        consumer.task_consumer.cancel()
+        consumer.task_consumer.consume()
+
+
+def _queue(consumer: Any, command: Command) -> Queue:
+    """The queue that is meant; settings that were written after this worker started are read for it."""
+    name = command.params.get("queue")
+    if not isinstance(name, str) or not name:
+        raise CommandError("`queue` must be the configured name of a queue")
+    runtime = consumer.lime
+    queue = find_queue(runtime.settings, name)
+    if queue is None and runtime.spec is not None:
+        try:
+            queue = find_queue(Settings.from_json(Path(runtime.spec.settings).read_text()), name)
+        except (OSError, ValueError) as error:
+            raise CommandError(f"cannot read the settings: {error}") from error
+    if queue is None:
+        raise CommandError(f"no queue {name!r} is configured")
+    return queue
+
+
+def _consume(consumer: Any, command: Command) -> None:
+    from limetaskd.tasks.queues import kombu_queue
+
+    queue = _queue(consumer, command)
+    queues = consumer.app.amqp.queues
+    if queue.actual not in queues:
+        queues.add(kombu_queue(queue))
+    try:
+        consumer.add_task_queue(queue.actual)
+    except BaseException:
+        queues.deselect(queue.actual)  # the reconnect that follows must not meet the same refusal
+        raise
+    consumer.report_consuming()
+    consumer.lime.reply(command, result={"queues": consumer.consuming()})
+
+
+def _cancel(consumer: Any, command: Command) -> None:
+    queue = _queue(consumer, command)
+    if consumer.task_consumer.consuming_from(queue.actual):
+        consumer.cancel_task_queue(queue.actual)
+    consumer.report_consuming()
+    consumer.lime.reply(command, result={"queues": consumer.consuming()})
+
+
+_COMMANDS: dict[str, Callable[[Any, Command], None]] = {
+    "grow": _grow,
+    "shrink": _shrink,
+    "consume": _consume,
+    "cancel": _cancel,
+}

@@ -1,0 +1,195 @@
+"""Where a worker, its pool children and the schedule write their log records: one line, one write() each.
+
+Everything goes through the root logger, once: Celery's loggers, task loggers, warnings, the application's own. What
+tasks print goes to descriptors 1 and 2, which are the same file under the daemon.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from billiard.util import get_logger as billiard_logger
+
+from limetaskd.core.jsonlog import JsonFormatter, as_text
+
+EXECUTION_LOGGER = "limetaskd.execution"
+ROUTING_LOGGER = "limetaskd.routing"
+# The execution record says what these say at INFO, in fields; DEBUG shows them again.
+_REPLACED = ("celery.worker.strategy", "celery.app.trace")
+_OWN_HANDLER = "limetaskd"
+
+
+class _Sink:
+    """A descriptor with the little of a stream that Celery looks for.
+
+    Celery's embedded schedule closes all descriptors but those of `handler.stream`.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def write(self, text: str) -> int:
+        data = text.encode("utf-8", "backslashreplace")
+        rest = memoryview(data)
+        while rest:  # a regular file takes all at once; a pipe may not
+            rest = rest[os.write(self._descriptor, rest) :]
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
+def _celery_fields(record: logging.LogRecord) -> bool:
+    """Celery puts arguments, result and the traceback once more into `data`; who it is about is all that we keep."""
+    data = record.__dict__.pop("data", None) if record.name.startswith("celery") else None
+    if isinstance(data, dict):
+        record.__dict__.setdefault("task_id", data.get("id"))
+        record.__dict__.setdefault("task_name", data.get("name"))
+    return True
+
+
+class LineHandler(logging.Handler):
+    """Writes each record with one write() to a descriptor, so that lines of many processes never mix."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.name = _OWN_HANDLER
+        self.addFilter(_celery_fields)
+        self.stream = _Sink(descriptor)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.stream.write(self.format(record) + "\n")
+        except Exception:  # noqa: BLE001  logging's own way: report on stderr, never into the caller's code
+            self.handleError(record)
+
+
+class WatchedFile(LineHandler):
+    """A log file that is opened again when it was renamed or removed (rotation), seen at the next record.
+
+    `own_stdio`: descriptors 1 and 2 follow, so that prints of tasks and tracebacks of the interpreter move too.
+    The number of the descriptor never changes: pool children, forked at any time, go on writing.
+    """
+
+    def __init__(self, path: str, *, own_stdio: bool) -> None:
+        self.path = path
+        self.own_stdio = own_stdio
+        super().__init__(self._open())
+        self._identity = self._identify(os.fstat(self.stream.fileno()))
+        self._adopt_stdio()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    @staticmethod
+    def _identify(status: os.stat_result) -> tuple[int, int]:
+        return status.st_dev, status.st_ino
+
+    def _adopt_stdio(self) -> None:
+        if self.own_stdio:
+            for descriptor in (1, 2):
+                os.dup2(self.stream.fileno(), descriptor)
+
+    def reopen(self) -> None:
+        """Open the path again, whatever is open now."""
+        self.acquire()
+        try:
+            fresh = self._open()
+            try:
+                os.dup2(fresh, self.stream.fileno(), inheritable=False)
+            finally:
+                os.close(fresh)
+            self._identity = self._identify(os.fstat(self.stream.fileno()))
+            self._adopt_stdio()
+        finally:
+            self.release()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            moved = self._identify(os.stat(self.path)) != self._identity  # noqa: PTH116  the hot path of every record
+        except OSError:
+            moved = True
+        if moved:
+            try:
+                self.reopen()
+            except OSError:
+                # The folder is gone or the disk refuses: the old file still takes what happens.
+                self.handleError(record)
+        super().emit(record)
+
+
+class TextFormatter(JsonFormatter):
+    """The same documents as one line for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_text(self.document(record))
+
+
+def set_up(
+    process: str,
+    *,
+    level: str | int,
+    path: str | None = None,
+    own_stdio: bool = False,
+    text: bool = False,
+    max_message_bytes: int = 0,
+) -> LineHandler:
+    """Make one handler the only one, for `process`, and return it. `path` None: stderr.
+
+    Called again (a command line that names another file or level), the earlier handler goes.
+    """
+    handler = WatchedFile(path, own_stdio=own_stdio) if path else LineHandler(2)
+    formatter = TextFormatter if text else JsonFormatter
+    handler.setFormatter(formatter(process, max_message_bytes))
+    root = logging.getLogger()
+    for other in list(root.handlers):
+        root.removeHandler(other)
+    root.addHandler(handler)
+    root.setLevel(level)
+    billiard_logger()  # cuts itself off when it is made
+    for name in ("celery", "celery.task", "celery.redirected", "multiprocessing", "kombu", "amqp"):
+        logger = logging.getLogger(name)
+        logger.handlers = []
+        logger.propagate = True
+    quiet = root.level > logging.DEBUG
+    for name in _REPLACED:
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING) if quiet else logging.NOTSET)
+    logging.getLogger("multiprocessing").setLevel(logging.WARNING if quiet else logging.INFO)
+    # Promised for every task, whatever level an operator chose for the rest.
+    logging.getLogger(EXECUTION_LOGGER).setLevel(logging.INFO)
+    logging.getLogger(ROUTING_LOGGER).setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    # Said by us, louder; and repeated at every lost connection, though the choice is ours and documented.
+    warnings.filterwarnings("ignore", message=r"[\s\S]*running the worker with superuser privileges")
+    warnings.filterwarnings("ignore", message=r"[\s\S]*cancels all currently executed tasks")
+    # What a task prints must be in the file when its process is killed a moment later.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True)
+    return handler
+
+
+def reopen_all() -> None:
+    """Open the log files of this process again."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, WatchedFile):
+            handler.reopen()
+
+
+def loudly_warn_root(logger: logging.Logger) -> None:
+    """Task code as root can do anything to this host: say it where it is read."""
+    if os.geteuid() == 0:
+        logger.warning(
+            "RUNNING TASK CODE AS ROOT: every task can do anything on this host. Set `limetaskd.user` (the daemon), "
+            "or start it as another user",
+            extra={"action": "root_warning", "uid": 0, "executable": str(Path(sys.executable))},
+        )

@@ -1,0 +1,108 @@
+"""Celery's worker program with our signals, logs, pools, records and reports; everything else is Celery's own."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from typing import Any
+
+from celery import bootsteps, signals
+from celery.apps.worker import Worker as CeleryWorker
+from celery.apps.worker import install_cry_handler, install_rdb_handler
+from celery.concurrency.prefork import TaskPool as Prefork
+from celery.concurrency.solo import TaskPool as CelerySolo
+from celery.concurrency.thread import TaskPool as CeleryThreads
+from celery.worker.control import Panel
+
+from limetaskd.worker import logs, pools, request
+from limetaskd.worker.consumer import Consumer
+from limetaskd.worker.records import FAILURE, Recorder, Tracer
+from limetaskd.worker.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+_POOLS = {CeleryThreads: pools.Threads, CelerySolo: pools.Solo}
+
+
+class Gate(bootsteps.Step):  # type: ignore[misc]
+    """Between consumer and pool: what arrives after the request to drain is held, and given back."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, worker: Any) -> Any:
+        worker.lime.pool = worker.pool
+        drain, process_task = worker.lime.drain, worker.process_task
+
+        def gated(task_request: Any) -> None:
+            if drain.requested:
+                drain.held.append(task_request)
+            else:
+                process_task(task_request)
+
+        worker.process_task = gated
+        semaphore = worker.semaphore
+        if semaphore is not None:
+            semaphore.grow = lambda count=1: pools.grow_semaphore(semaphore, count)
+        return self
+
+
+class Worker(CeleryWorker):  # type: ignore[misc]
+    """`lime`: the Runtime. The other arguments are Celery's."""
+
+    lime: Runtime
+
+    def __init__(self, app: Any = None, *, lime: Runtime, **kwargs: Any) -> None:
+        self.lime = lime
+        self.recorder = Recorder(lime.settings)
+        app.steps["worker"].add(Gate)
+        kwargs.setdefault("consumer_cls", Consumer)
+        for key in ("pool", "pool_cls"):
+            kwargs[key] = _POOLS.get(kwargs.get(key), kwargs.get(key))
+        super().__init__(app=app, **kwargs)
+        limits = (self.soft_time_limit, self.time_limit)
+        self.tracer = Tracer(self.recorder, lime.board, limits)
+        signals.worker_process_init.connect(self._on_child, weak=False)
+        signals.task_unknown.connect(self._on_unknown, weak=False)
+
+    def setup_logging(self, colorize: Any = None) -> bool:
+        """The logs are ours; a file or level of the command line was applied before, see handler.py."""
+        self.app.log.already_setup = True
+        return True
+
+    def install_platform_tweaks(self, worker: Any) -> None:
+        install_cry_handler()
+        install_rdb_handler()
+        by_terminal = self.lime.spec is None and sys.stdin is not None and sys.stdin.isatty()
+        self.lime.drain.install_signals(reopen=None if by_terminal else logs.reopen_all)
+
+        # `celery control shutdown` ends a worker like SIGTERM does.
+        def shutdown(state: Any, **kwargs: Any) -> dict[str, str]:
+            self.lime.drain.request()
+            return {"ok": "draining"}
+
+        Panel.data["shutdown"] = shutdown
+
+    def on_strategies(self) -> None:
+        """The consumer has (re)built what it needs of each task."""
+        if not isinstance(self.pool, Prefork):
+            self.tracer.wrap_all(self.app)
+
+    def on_start(self) -> None:
+        super().on_start()
+        # What is loaded now is shared by the pool children, and stays shared.
+        gc.collect()
+        gc.freeze()
+        request.install(self.app, self.lime, self.recorder)
+
+    def _on_child(self, **kwargs: Any) -> None:
+        """In each new pool child."""
+        self.lime.board.writer()
+        self.tracer.wrap_all(self.app)
+
+    def _on_unknown(self, message: Any = None, name: str = "", id: str = "", **kwargs: Any) -> None:  # noqa: A002
+        """A task that nothing here defines has ended: Celery stores NotRegistered and drops the message."""
+        headers = {**(message.headers or {}), "delivery_info": message.delivery_info or {}}
+        self.recorder.write(
+            id, name, headers, FAILURE, started=None, duration_ms=None, reason="not_registered"
+        )

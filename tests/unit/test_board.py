@@ -1,0 +1,77 @@
+"""The scoreboard: what a slot says, also after the death of its writer."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from limetaskd.core.board import Board, process_start_ticks
+
+
+def test_a_slot_tells_what_runs_and_counts(tmp_path: Path) -> None:
+    board = Board.create(str(tmp_path / "board"), 4)
+    writer = board.claim()
+    assert writer is not None
+    writer.begin("id-1", "crm.rename", "q_asap", "42", 5.0, 9.0)
+    (slot,) = Board.open(str(tmp_path / "board")).read()
+    assert slot.running is not None
+    assert (slot.running.id, slot.running.name, slot.running.queue, slot.running.user) == (
+        "id-1", "crm.rename", "q_asap", "42",
+    )  # fmt: skip
+    assert (slot.running.soft_limit_s, slot.running.time_limit_s) == (5.0, 9.0)
+    assert slot.pid == os.getpid()
+    writer.end(failed=True, latency_ms=3.0, duration_ms=4.0)
+    (slot,) = board.read()
+    assert slot.running is None
+    assert (slot.processed, slot.failed, slot.latency_sum_ms, slot.duration_sum_ms) == (1, 1, 3.0, 4.0)
+
+
+def test_a_killed_writer_is_still_named_and_its_slot_is_taken_over_with_its_totals(tmp_path: Path) -> None:
+    board = Board.create(str(tmp_path / "board"), 1)
+    pid = os.fork()
+    if pid == 0:
+        writer = board.claim()
+        assert writer is not None
+        writer.end(failed=False, latency_ms=None, duration_ms=1.0)
+        writer.begin("id-2", "crm.crash", "q")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    (slot,) = board.read()
+    assert slot.running is not None
+    assert slot.running.id == "id-2"
+    assert process_start_ticks(slot.pid) != slot.start_ticks
+    assert board.claim() is not None
+    (slot,) = board.read()
+    assert (slot.pid, slot.running, slot.processed) == (os.getpid(), None, 1)
+
+
+def test_claims_end_when_all_slots_are_taken() -> None:
+    board = Board.create(None, 2)
+    assert board.claim() is not None
+    assert board.claim() is not None
+    assert board.claim() is None
+
+
+def test_over_long_names_are_cut_not_spilled() -> None:
+    board = Board.create(None, 2)
+    first, second = board.claim(), board.claim()
+    assert first is not None
+    assert second is not None
+    second.begin("b", "other", "q")
+    first.begin("a" * 500, "n" * 500, "q" * 500, "u" * 500)
+    slots = board.read()
+    assert slots[0].running is not None
+    assert slots[0].running.name == "n" * 192
+    assert slots[1].running is not None
+    assert slots[1].running.id == "b"
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 10, b"x" * 5000, b"LTB1" + b"\xff" * 5000])
+def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "board"
+    path.write_bytes(content)
+    with pytest.raises(ValueError):
+        Board.open(str(path))

@@ -1,0 +1,128 @@
+"""The log pump, with real files: every line once, over rotation, restarts and raw output."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limetaskd.daemon.logpump import LogPump
+from limetaskd.plan.model import LoggingPlan
+from tests.support.waiting import wait_until
+
+
+class Pumped:
+    """A folder of logs with a pump that writes to `out`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.logs = folder / "log"
+        self.logs.mkdir()
+        self.out = folder / "out.jsonl"
+        self.pump: LogPump | None = None
+
+    def start(self, **options: Any) -> None:
+        self.pump = LogPump(str(self.logs), LoggingPlan(destination=str(self.out), **options))
+        self.pump.start()
+
+    def stop(self) -> None:
+        if self.pump is not None:
+            self.pump.close()
+            self.pump = None
+
+    def messages(self) -> list[str]:
+        texts = [path.read_text() for path in sorted(self.out.parent.glob("out.jsonl*"), reverse=True)]
+        return [json.loads(line)["message"] for text in texts for line in text.splitlines()]
+
+
+@pytest.fixture
+def pumped(tmp_path: Path) -> Iterator[Pumped]:
+    result = Pumped(tmp_path)
+    yield result
+    result.stop()
+
+
+def line(message: str) -> str:
+    return json.dumps({"@timestamp": "2026-01-01T00:00:00.000Z", "level": "INFO", "message": message}) + "\n"
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def test_whole_lines_arrive_once_and_raw_output_becomes_records(pumped: Pumped) -> None:
+    pumped.start()
+    append(pumped.logs / "asap:0.log", line("one") + "printed amqp://u:secret@h\nhalf a li")
+    wait_until(lambda: pumped.messages() == ["one", "printed amqp://u:***@h"])
+    append(pumped.logs / "asap:0.log", "ne\n")
+    wait_until(lambda: pumped.messages() == ["one", "printed amqp://u:***@h", "half a line"])
+    last = json.loads(pumped.out.read_text().splitlines()[-1])
+    assert (last["process"], last["logger"]) == ("asap:0", "stdout")
+
+
+def test_the_next_pump_goes_on_where_the_last_one_stopped(pumped: Pumped) -> None:
+    path = pumped.logs / "asap:0.log"
+    pumped.start()
+    append(path, line("one"))
+    wait_until(lambda: pumped.messages() == ["one"])
+    pumped.stop()
+    append(path, line("two"))
+    append(pumped.logs / "new:0.log", line("three"))
+    pumped.start()
+    wait_until(lambda: pumped.messages() == ["one", "two", "three"])
+
+
+def test_without_any_offsets_old_content_is_not_repeated(pumped: Pumped) -> None:
+    path = pumped.logs / "asap:0.log"
+    append(path, line("old"))
+    pumped.start()
+    append(path, line("new"))
+    wait_until(lambda: pumped.messages() == ["new"])
+
+
+def test_rotation_loses_nothing_also_from_a_writer_that_has_not_noticed(pumped: Pumped) -> None:
+    path = pumped.logs / "asap:0.log"
+    pumped.start(max_size_bytes=300, keep=2)
+    slow = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    sent = []
+    for number in range(10):
+        sent.append(f"slow {number}")
+        os.write(slow, line(sent[-1]).encode())
+    wait_until(lambda: (pumped.logs / "asap:0.log.1").exists())
+    os.write(slow, line("late").encode())
+    append(path, line("fresh"))
+    wait_until(lambda: {"late", "fresh"} <= set(pumped.messages()))
+    os.close(slow)
+    messages = pumped.messages()
+    assert len(messages) == len(set(messages))
+
+
+def test_own_records_go_to_the_own_file_and_to_the_destination(pumped: Pumped) -> None:
+    pumped.start()
+    assert pumped.pump is not None
+    pumped.pump.put(line("hello").strip())
+    wait_until(lambda: pumped.messages() == ["hello"])
+    assert (pumped.logs / "limetaskd.log").read_text() == line("hello")
+
+
+def test_text_is_rendered_for_people(pumped: Pumped) -> None:
+    pumped.start(format="text")
+    append(pumped.logs / "asap:0.log", line("one"))
+    wait_until(lambda: pumped.out.exists() and "one" in pumped.out.read_text())
+    assert pumped.out.read_text().startswith("2026-01-01T00:00:00.000Z INFO")
+
+
+def test_reopen_writes_to_a_new_file(pumped: Pumped) -> None:
+    pumped.start()
+    assert pumped.pump is not None
+    pumped.pump.put(line("one").strip())
+    wait_until(lambda: pumped.messages() == ["one"])
+    pumped.out.rename(pumped.out.with_name("moved"))
+    pumped.pump.reopen()
+    wait_until(pumped.out.exists)
+    pumped.pump.put(line("two").strip())
+    wait_until(lambda: pumped.messages() == ["two"])
