@@ -11,6 +11,7 @@ only, up to the dispatch.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
@@ -73,13 +74,7 @@ def run_supervised(kind: str) -> int:
         raise AssertionError("unreachable") from error
     write_own_record(spec)
     check_interpreter()
-    if kind == "worker":
-        from limetaskd.worker.main import main
-    elif kind == "beat":
-        from limetaskd.beat.main import main
-    else:
-        from limetaskd.agent.main import main
-    return int(main(spec) or 0)
+    return int(importlib.import_module(f"limetaskd.{kind}.main").main(spec) or 0)
 
 
 def run_command(kind: str, arguments: list[str]) -> int:
@@ -90,11 +85,8 @@ def run_command(kind: str, arguments: list[str]) -> int:
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
     check_interpreter()
-    if kind == "handler":
-        from limetaskd.worker.handler import main
-    else:
-        from limetaskd.worker.routes import main
-    return int(main(settings_path, arguments) or 0)
+    module = {"handler": "limetaskd.worker.handler", "limefu": "limetaskd.worker.routes"}[kind]
+    return int(importlib.import_module(module).main(settings_path, arguments) or 0)
 
 
 def main(argv: list[str]) -> int:

@@ -135,7 +135,9 @@ class Demo:
         if done.returncode != 0:
             return False
         pools = json.loads(done.stdout)["pools"]
-        return bool(pools) and all(worker["ready"] for pool in pools for worker in pool["workers"])
+        return bool(pools) and all(
+            pool["workers"] and all(worker["ready"] for worker in pool["workers"]) for pool in pools
+        )
 
     def routes(self) -> None:
         heading("2. Which task goes to which queue")

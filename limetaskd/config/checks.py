@@ -100,9 +100,7 @@ def _check_memory(path: Path, given: LimitsConfig, limits: LimitsConfig, report:
     soft, hard = limits.memory_soft, limits.memory_hard
     if soft is not None and hard is not None and soft > hard:
         key = "memory_soft" if "memory_soft" in given.model_fields_set else "memory_hard"
-        report.error(
-            (*path, key), f"the soft limit {format_size(soft)} is above the hard limit {format_size(hard)}"
-        )
+        report.error((*path, key), f"the soft limit {format_size(soft)} is above the hard limit {format_size(hard)}")
 
 
 def check_broker(models: Models, broker_url: str, report: Report) -> None:

@@ -17,9 +17,7 @@ _POOLS = ("limetaskd", "pools")
 
 def queue_names(tasks: TasksConfig) -> tuple[str, ...]:
     """Every configured queue once: the default one, those of categories, those of tasks."""
-    return tuple(
-        dict.fromkeys([tasks.task_queue_name, *tasks.routing.qos.values(), *tasks.routing.tasks.values()])
-    )
+    return tuple(dict.fromkeys([tasks.task_queue_name, *tasks.routing.qos.values(), *tasks.routing.tasks.values()]))
 
 
 @dataclass
@@ -42,8 +40,8 @@ def lay_out(tasks: TasksConfig, daemon: DaemonConfig, report: Report) -> Layout:
     """The pools in the order of their queues; problems go to `report`."""
     layout = Layout()
     claimed = _claims(tasks, daemon, report)
-    if report.touches("limetaskd", "strategy"):
-        return layout
+    if report.touches("limetaskd", "strategy") or _uncertain(report):
+        return layout  # what is said about pools would follow from other errors only
     if daemon.strategy == "all-in-one":
         for name, pool in daemon.pools.items():
             if pool.queues is not None:
@@ -60,10 +58,15 @@ def lay_out(tasks: TasksConfig, daemon: DaemonConfig, report: Report) -> Layout:
     return layout
 
 
+def _uncertain(report: Report) -> bool:
+    """Whether the configured queues are not known, for errors in their keys."""
+    return report.touches("tasks", "task_queue_name") or report.touches("tasks", "routing")
+
+
 def _claims(tasks: TasksConfig, daemon: DaemonConfig, report: Report) -> dict[str, str]:
     """Queue -> the entry of limetaskd.pools that takes it."""
     known = queue_names(tasks)
-    uncertain = report.touches("tasks", "task_queue_name") or report.touches("tasks", "routing")
+    uncertain = _uncertain(report)
     claimed: dict[str, str] = {}
     for name, pool in daemon.pools.items():
         for index, queue in enumerate(pool.queues or ()):
@@ -107,7 +110,7 @@ def _overrides(daemon: DaemonConfig, layout: Layout, report: Report) -> None:
     for name, pool in daemon.pools.items():
         if name in layout.pools:
             layout.pools[name] = (layout.pools[name][0], pool)
-        elif pool.queues is None and not report.touches(*_POOLS, name, "queues"):
+        elif pool.queues is None and not report.touches(*_POOLS, name):
             hint = did_you_mean(name, list(layout.pools))
             more = "; to make a pool of your own, give it queues" if daemon.strategy == "dedicated" else ""
             report.error(

@@ -8,6 +8,7 @@ text itself where text belongs, else YAML.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -129,7 +130,8 @@ def _apply(
         key = _key(word, annotation, holder)
         base = secret_base(key, annotation) if last and key else None
         inner = shape.child(annotation, base or key) if key else None
-        if inner is None:
+        if inner is None or not (last or _has_keys(inner)):
+            path, key, annotation = (path, key, annotation) if inner is None else ((*path, key), keys[index + 1], inner)
             _unknown(section, path, key, annotation, variable, report)
             return
         path = (*path, base or key)
@@ -153,6 +155,10 @@ def _apply(
         report.hidden.add(path)
 
 
+def _has_keys(annotation: Any) -> bool:
+    return shape.section_of(annotation) is not None or shape.has_free_keys(annotation)
+
+
 def _key(word: str, annotation: Any, holder: Any) -> str:
     """The key that `word` of a variable means."""
     if shape.section_of(annotation) is not None:
@@ -169,16 +175,18 @@ def _key(word: str, annotation: Any, holder: Any) -> str:
 
 def _unknown(section: str, path: Path, key: str, annotation: Any, variable: str, report: Report) -> None:
     model = shape.section_of(annotation)
+    if not _has_keys(annotation):
+        # Only for this line: the key itself may have a value of its own in the file.
+        report.found.append((math.inf, f"{variable}: {report.dotted(path)}: is not a map: no key below it can be set"))
+        return
     here = (*path, key)
     report.variables[here] = variable
-    if model is None and not shape.has_free_keys(annotation):
-        report.error(here, f"{report.dotted(path)} is not a map and has no keys")
-        return
-    known = list(model.model_fields) if model else []
-    start = PREFIX + "__".join([*map(str, path), ""]).upper()
-    text = f"unknown key.{did_you_mean(start + key.upper(), [start + name.upper() for name in known])}"
+    known = {name: name.upper() for name in model.model_fields} if model else {}
+    near = did_you_mean(key, list(known)) if key else ""
+    for name in known:
+        near = near.replace(f" {name}?", f" {PREFIX}{'__'.join([*map(str, path), name]).upper()}?")
+    text = f"unknown key.{near or ' Known here: ' + ', '.join(sorted(known.values())) + '.'}"
     if section in LENIENT and len(path) == 1:
         report.warn(here, text)
     else:
         report.error(here, text)
-

@@ -1,7 +1,7 @@
 """Errors and warnings of one configuration: collected, each with its place, its key and its value, no secrets.
 
-    /etc/limetaskd/limetaskd.yaml:12: limetaskd.concurrency = "lots": must be a whole number ...
-    LIMETASK_TASKS__TIMEZONE: tasks.timezone = "Mars": unknown time zone ...
+/etc/limetaskd/limetaskd.yaml:12: limetaskd.concurrency = "lots": must be a whole number ...
+LIMETASK_TASKS__TIMEZONE: tasks.timezone = "Mars": unknown time zone ...
 """
 
 from __future__ import annotations
@@ -20,6 +20,18 @@ from limetaskd.core.redact import MASK, redact_text
 _SECRET_KEY = re.compile(r"passw|secret|token|credential|api_?key|access_key|private_key", re.IGNORECASE)
 _URL_KEY = re.compile(r"connection_string|url|broker|backend", re.IGNORECASE)
 _MOST_SHOWN = 100
+_LEAST_LIKENESS = 0.7
+# What other tools call it.
+_OTHER_WORDS = {
+    "broker": "broker_connection_string",
+    "broker_url": "broker_connection_string",
+    "backend": "backend_connection_string",
+    "backend_url": "backend_connection_string",
+    "result_backend": "backend_connection_string",
+    "default_queue": "task_queue_name",
+    "time_limit": "task_time_limit",
+    "soft_time_limit": "task_soft_time_limit",
+}
 NOTHING = object()  # "show no value"
 
 
@@ -44,8 +56,10 @@ def shown(path: Path, value: object) -> str:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """` Did you mean x?`, or nothing."""
+    if _OTHER_WORDS.get(word.lower()) in known:
+        return f" Did you mean {_OTHER_WORDS[word.lower()]}?"
     lower = {item.lower(): item for item in reversed(known)}
-    close = get_close_matches(word.lower(), lower, 1)
+    close = get_close_matches(word.lower(), lower, 1, _LEAST_LIKENESS)
     return f" Did you mean {lower[close[0]]}?" if close else ""
 
 
@@ -97,8 +111,15 @@ class Report:
         return text
 
     def variable(self, path: Path) -> str | None:
-        """The variable of the environment that `path` came from."""
-        return self._nearest(self.variables, path)
+        """The variable of the environment that `path` came from, or what alone stands below it."""
+        at_or_above: str | None = self._nearest(self.variables, path)
+        if at_or_above is not None or not path or self._in_file(path) in self.lines:
+            return at_or_above
+        return next((name for key, name in self.variables.items() if key[: len(path)] == path), None)
+
+    def _in_file(self, path: Path) -> Path:
+        """`path` with the section's name as the file has it."""
+        return (self.spelled.get(str(path[0]), path[0]), *path[1:])
 
     def place(self, path: Path) -> str:
         """The variable, or the file and the line of the key or of what is nearest above it."""
@@ -111,7 +132,7 @@ class Report:
     def _line_number(self, path: Path) -> float:
         if not path or self.variable(path) is not None:
             return math.inf
-        line = self._nearest(self.lines, (self.spelled.get(str(path[0]), path[0]), *path[1:]))
+        line = self._nearest(self.lines, self._in_file(path))
         return math.inf if line is None else float(line)
 
     def touches(self, *path: str | int) -> bool:

@@ -111,6 +111,8 @@ def _parse_yaml(text: str, name: str) -> Document:
         if what.startswith("but ") and error.context:
             what = f"{error.context} {what}"
         hint = ": indent with spaces, not with tabs" if "'\\t'" in what else ""
+        if "mapping values are not allowed" in what:
+            hint = ": a colon is missing before this place, or a text with a colon needs quotes"
         _fail(name, f"not valid YAML: {what}{hint}", *((mark.line + 1, mark.column + 1) if mark else ()))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -138,8 +140,9 @@ def _walk(node: yaml.Node, path: Path, document: Document, name: str, seen: dict
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             if key_node.tag != "tag:yaml.org,2002:str" or not isinstance(key_node, yaml.ScalarNode):
-                shown = key_node.value if isinstance(key_node, yaml.ScalarNode) else "this key"
-                _fail(name, f'the key {shown} is not text: put it in quotes, as in "{shown}"', line)
+                if not isinstance(key_node, yaml.ScalarNode):
+                    _fail(name, "a key must be text, not a list or a map", line)
+                _fail(name, f'the key {key_node.value} is not text: put it in quotes, as in "{key_node.value}"', line)
             here = (*path, key_node.value)
             if key_node.value in first:
                 document.repeated.append((here, first[key_node.value]))

@@ -100,8 +100,8 @@ def _time_zone(value: str) -> str:
         if not known:
             raise refuse("cannot be looked up: this host has no time zone data; install tzdata") from None
         last = {zone.rpartition("/")[2]: zone for zone in known}
-        close = get_close_matches(value.lower().replace(" ", "_"), known, 1) or [
-            last[city] for city in get_close_matches(value.lower().rpartition("/")[2].replace(" ", "_"), last, 1)
+        close = get_close_matches(value.lower().replace(" ", "_"), known, 1, 0.8) or [
+            last[city] for city in get_close_matches(value.lower().rpartition("/")[2].replace(" ", "_"), last, 1, 0.8)
         ]
         hint = f". Did you mean {known[close[0]]}?" if close else ""
         raise refuse(f"unknown time zone: must be UTC or a name such as Europe/Stockholm{hint}") from None
@@ -185,9 +185,7 @@ Variable = Annotated[str, AfterValidator(_matching(_VARIABLE, "must be the name 
 Module = Annotated[str, AfterValidator(_matching(_MODULE, "must be the name of a module, such as crm.tasks"))]
 AppPath = Annotated[
     str,
-    AfterValidator(
-        _matching(re.compile(f"{_MODULE.pattern}:{_MODULE.pattern}"), "must be package.module:attribute")
-    ),
+    AfterValidator(_matching(re.compile(f"{_MODULE.pattern}:{_MODULE.pattern}"), "must be package.module:attribute")),
 ]
 BrokerUrl = Annotated[str, AfterValidator(_checked(check_broker))]
 BackendUrl = Annotated[str, AfterValidator(_checked(check_backend))]

@@ -40,6 +40,8 @@ LIMITS: dict[Path, Unsupported] = {
     ("limits", "memory_soft"): Unsupported(_NOT_ENFORCED),
     ("limits", "memory_hard"): Unsupported(_NOT_ENFORCED),
     ("limits", "worker_memory"): Unsupported(_NOT_ENFORCED),
+    ("limits", "time_grace"): Unsupported(f"{_NOT_ENFORCED}: tasks are ended by Celery's own time limits only"),
+    ("limits", "sample_interval"): Unsupported(_NOT_ENFORCED),
 }
 POOL: dict[Path, Unsupported] = {
     ("pool",): Unsupported(

@@ -10,6 +10,7 @@ from limetaskd.core.redact import MASK, redact_text
 
 BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", "sentinel")
 BACKEND_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "elasticsearch", "rpc")
+_OTHER_WORDS = {"rabbitmq": "amqp", "rabbit": "amqp", "valkey": "redis", "unix": "redis+socket", "tls": "amqps"}
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
 # A ; separates alternatives where a URL follows; elsewhere it is probably part of a password.
 _ALTERNATIVES = re.compile(r";(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
@@ -37,7 +38,7 @@ def _check(url: str, schemes: tuple[str, ...], example: str) -> None:
             more = " (a ; separates alternatives; in a password write it as %3B)" if ";" in url else ""
             raise ValueError(f"must be a URL such as {example}{more}")
         if scheme not in schemes:
-            close = get_close_matches(scheme.lower(), schemes, 1)
+            close = get_close_matches(_OTHER_WORDS.get(scheme.lower(), scheme.lower()), schemes, 1)
             hint = f". Did you mean {close[0]}://?" if close else ""
             raise ValueError(f"unknown URL scheme {scheme}://: must be one of {', '.join(schemes)}{hint}")
         _check_parts(part, scheme)

@@ -172,5 +172,6 @@ def _allowed(detail: dict[str, Any], in_file: bool) -> str:
             return f"must be a number of {word} {context[limit]}"
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'", str(context["expected"]))
-        return f"must be one of {', '.join(options)}.{did_you_mean(str(value), options)}"
+        near = did_you_mean(str(value), options)
+        return f"must be one of {', '.join(options)}{near and '.'}{near}"
     return str(detail["msg"])

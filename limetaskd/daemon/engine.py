@@ -50,6 +50,8 @@ def state_name(state: int) -> str:
 class Actions(Protocol):
     """What a supervised name does when supervisor's RPC interface asks for it."""
 
+    @property
+    def pid(self) -> int: ...
     def request_start(self) -> None: ...
     def request_stop(self) -> None: ...
     def request_signal(self, number: int) -> str | None: ...
@@ -134,6 +136,11 @@ class Machine(Subprocess):  # type: ignore[misc]
         elif new_state in ENDED_STATES:
             self.laststop = time.time()
         self._state_changed(old, new_state)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that carries the name now; 0: none, as supervisor wants it. Never passed to `kill`."""
+        return self._actions.pid
 
     def get_execv_args(self) -> tuple[str, list[str]]:
         """supervisor checks the program before a start; ours is checked when it is spawned."""

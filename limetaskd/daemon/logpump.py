@@ -1,9 +1,9 @@
 """Logs to `logging.destination`, each line once: one thread that follows every process's own file.
 
 Processes write to `<state_dir>/log/<name>.log` themselves and never to a pipe of ours, so nobody's death or slowness
-blocks them. This thread follows those files (inotify), passes whole lines on, remembers how far it came
-(`.offsets.json`, for the next daemon), rotates files that have grown, and writes the daemon's own records. The loop
-only hands records over; it never waits for the disk or for a full standard error.
+blocks them. This thread follows those files (inotify), passes whole lines on, remembers after each batch how far it
+came (`.<name>.offset`, for the next daemon after a kill -9 of this one), rotates files that have grown, and writes the
+daemon's own records. The loop only hands records over; it never waits for the disk or for a full standard error.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from limetaskd.core.redact import redact_text
 from limetaskd.plan.model import LoggingPlan
 
 DAEMON_LOG = "limetaskd.log"
-OFFSETS = ".offsets.json"
 _CHUNK = 1024 * 1024
 _MAX_WAITING = 100_000  # records of the daemon that may wait for a blocked destination
 _OLD_FILE_S = 60.0  # a renamed file is followed this long: its writer may not have noticed yet
-_SAVE_INTERVAL_S = 1.0
+_OLD_POLL_S = 1.0
+_OFFSET_BYTES = 48
 _HOST = socket.gethostname()
 
 
@@ -45,10 +45,18 @@ class Tail:
     descriptor: int
     inode: int
     offset: int
+    offsets: int  # descriptor of the file that keeps `offset`
     old_until: float | None = None  # monotonic; set once the file has been renamed
+
+    def save(self) -> None:
+        """Survives our own kill -9 at once: it is in the kernel's page cache. Not synced: a crash of the host may
+        repeat the last lines, and loses none."""
+        if self.old_until is None:
+            os.pwrite(self.offsets, f"{self.inode} {self.offset}".ljust(_OFFSET_BYTES).encode(), 0)
 
     def close(self) -> None:
         os.close(self.descriptor)
+        os.close(self.offsets)
 
 
 class PumpHandler(logging.Handler):
@@ -74,8 +82,6 @@ class LogPump:
         self._lost = 0
         self._tails: dict[str, Tail] = {}
         self._old: list[Tail] = []
-        self._dirty = False
-        self._saved_at = 0.0
         self._stop = threading.Event()
         self._reopen = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -84,7 +90,6 @@ class LogPump:
         self._inotify.add_watch(str(self._dir), mask)
         self._own = self._open_append(self._dir / DAEMON_LOG)
         self._sink = self._open_sink()
-        self._offsets = self._load_offsets()
         self._thread = threading.Thread(target=self._run, name="log-pump", daemon=True)
 
     # Called from the loop (all but `start`): none of these waits.
@@ -93,8 +98,6 @@ class LogPump:
         """Look at what is there before anybody writes, then follow it. Called before the loop runs."""
         for path in sorted(self._dir.glob("*.log")):
             self._follow(path.name)
-        if self._offsets is None:
-            self._offsets = {}  # what is new from now on is passed on from its start
         self._thread.start()
 
     def put(self, line: str) -> None:
@@ -116,7 +119,7 @@ class LogPump:
         self.reopen()
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Pass on what is there, save the offsets, end the thread."""
+        """Pass on what is there, end the thread."""
         self._stop.set()
         self._poke()
         self._thread.join(timeout_s)
@@ -132,8 +135,6 @@ class LogPump:
             stopping = self._stop.is_set()
             self._write_records()
             self._drain_old()
-            if self._dirty and (stopping or time.monotonic() - self._saved_at >= _SAVE_INTERVAL_S):
-                self._save_offsets()
             if stopping:
                 return
             self._sleep()
@@ -143,7 +144,7 @@ class LogPump:
 
     def _sleep(self) -> None:
         """Until there is something to do; no wake-ups when nothing happens."""
-        timeout = _SAVE_INTERVAL_S if self._dirty or self._old else None
+        timeout = _OLD_POLL_S if self._old else None
         ready, _, _ = select.select([self._wake, self._inotify.fd], [], [], timeout)
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
@@ -191,22 +192,23 @@ class LogPump:
             except OSError as error:
                 self._pass_on(self._document("limetaskd", "ERROR", f"log {path} cannot be read: {error}"))
                 return
-            inode = os.fstat(descriptor).st_ino
-            tail = Tail(name.removesuffix(".log"), descriptor, inode, self._start_offset(name, inode, descriptor))
+            tail = self._open_tail(name, descriptor)
             self._tails[name] = tail
         if tail is not None:
             self._read(tail)
             if tail.offset > self._plan.max_size_bytes:
                 self._rotate(path)
 
-    def _start_offset(self, name: str, inode: int, descriptor: int) -> int:
-        size = os.fstat(descriptor).st_size
-        if self._offsets is None:
-            return size  # no record at all of what was passed on: do not repeat whole files
-        known = self._offsets.get(name)
-        if known is None or known[0] != inode:
-            return 0
-        return min(int(known[1]), size)
+    def _open_tail(self, name: str, descriptor: int) -> Tail:
+        """Go on where the last daemon stopped; a file that none has followed is passed on from its start."""
+        process = name.removesuffix(".log")
+        offsets = os.open(self._dir / f".{process}.offset", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        stat = os.fstat(descriptor)
+        known = os.pread(offsets, _OFFSET_BYTES, 0).split()
+        offset = 0
+        if len(known) == 2 and known[0] == str(stat.st_ino).encode() and known[1].isdigit():
+            offset = min(int(known[1]), stat.st_size)
+        return Tail(process, descriptor, stat.st_ino, offset, offsets)
 
     def _read(self, tail: Tail) -> None:
         if os.fstat(tail.descriptor).st_size < tail.offset:
@@ -222,7 +224,7 @@ class LogPump:
                 if line.strip():
                     self._pass_on(self._parse(tail.name, line))
             tail.offset += end
-            self._dirty = True
+            tail.save()
 
     def _parse(self, process: str, line: bytes) -> dict[str, Any]:
         text = line.decode("utf-8", "replace")
@@ -316,21 +318,3 @@ class LogPump:
     @staticmethod
     def _open_append(path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-
-    def _load_offsets(self) -> dict[str, list[int]] | None:
-        try:
-            loaded = json.loads((self._dir / OFFSETS).read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return loaded if isinstance(loaded, dict) else None
-
-    def _save_offsets(self) -> None:
-        offsets = {name: [tail.inode, tail.offset] for name, tail in self._tails.items()}
-        temporary = self._dir / f"{OFFSETS}.new"
-        try:
-            temporary.write_text(json.dumps(offsets))
-            temporary.rename(self._dir / OFFSETS)
-        except OSError as error:
-            self._write(self._sink, json.dumps(self._document("limetaskd", "ERROR", f"{OFFSETS}: {error}")) + "\n")
-        self._dirty = False
-        self._saved_at = time.monotonic()

@@ -45,7 +45,7 @@ async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
         try:
             new = await asyncio.to_thread(read_plan, daemon)
         except ConfigError as error:
-            message = "the configuration is refused, the old one goes on: " + "; ".join(error.problems)
+            message = "the configuration is refused, the old one goes on:\n" + "\n".join(error.problems)
             if not only_plan:
                 daemon.last_reload_error = message
                 daemon.events.emit("reload_refused", problems=error.problems)

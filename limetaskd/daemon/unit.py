@@ -115,6 +115,10 @@ class Unit:
 
     # Asked by supervisor's RPC interface.
 
+    @property
+    def pid(self) -> int:
+        return self.current.pid if self.current is not None else 0
+
     def request_start(self) -> None:
         self.start()
 

@@ -124,9 +124,7 @@ def _limits(limits: LimitsConfig) -> LimitsPlan:
     )
 
 
-def _check_sockets(
-    endpoint: str, runtime: str, state: str, embedded: bool, supervisor: bool, report: Report
-) -> None:
+def _check_sockets(endpoint: str, runtime: str, state: str, embedded: bool, supervisor: bool, report: Report) -> None:
     runtime_key, state_key = ("limetaskd", "runtime_dir"), ("limetaskd", "state_dir")
     control = endpoint.removeprefix("ipc://")
     sockets = [

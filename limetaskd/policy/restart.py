@@ -1,9 +1,9 @@
 """When a process that died is started again (pure: the caller passes the time and the randomness).
 
-    deaths in `period_s`    decision
-    1                       at once
-    2, 3, 4, ...            after initial, 2 * initial, 4 * initial, ... at most max, each less up to a fifth (jitter)
-    more than `intensity`   FATAL: a single try every `FATAL_RETRY_S`
+deaths in `period_s`    decision
+1                       at once
+2, 3, 4, ...            after initial, 2 * initial, 4 * initial, ... at most max, each less up to a fifth (jitter)
+more than `intensity`   FATAL: a single try every `FATAL_RETRY_S`
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 import kombu.pools
-from kombu.connection import ConnectionPool
+from kombu.connection import ConnectionPool, PooledConnection
 from kombu.exceptions import LimitExceeded
 from kombu.pools import ProducerPool
 
@@ -20,6 +20,30 @@ from limetaskd.tasks.errors import BrokerPublishError
 
 # In a forked child: what belonged to the parent. Freeing it could shut the parent's connection down.
 _abandoned: list[Any] = []
+
+
+class _Probe:
+    """What `app.send_task` looks at to see whether it should delay the message natively.
+
+    It must not: it refuses delays of less than a second, and it does not know of a retry's queue. `amqp.py` does it.
+    """
+
+    driver_type = "limetaskd"
+    transport: Any
+
+    def __init__(self) -> None:
+        self.transport = self
+
+
+class SenderConnections(ConnectionPool):  # type: ignore[misc]
+    """Connections like `template`."""
+
+    def __init__(self, template: Any, limit: int | None) -> None:
+        self.template = template
+        super().__init__(_Probe(), limit=limit)
+
+    def new(self) -> PooledConnection:
+        return PooledConnection(self, **dict(self.template._info(resolve=False)))
 
 
 class SenderPool(ProducerPool):  # type: ignore[misc]
@@ -49,7 +73,7 @@ def producer_pool(app: Any, settings: Settings) -> SenderPool:
     if options:
         connection = app.connection_for_write(transport_options=options)
     limit = app.conf.broker_pool_limit
-    return SenderPool(ConnectionPool(connection, limit=limit), limit=limit)
+    return SenderPool(SenderConnections(connection, limit), limit=limit)
 
 
 def _connections(pool: Any) -> list[Any]:

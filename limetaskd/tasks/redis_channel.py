@@ -35,7 +35,7 @@ from limetaskd.core.redact import redact_text
 from limetaskd.errors import LimetaskError
 from limetaskd.tasks import redis_owners
 from limetaskd.tasks.redis_qos import RECEIPT, Message, QoS, UnreadableMessageError
-from limetaskd.tasks.redis_scripts import NUDGE, POP, PUSH, refusal
+from limetaskd.tasks.redis_scripts import DEPTHS, NUDGE, POP, PUSH, refusal
 
 logger = get_logger("limetaskd.redis")
 
@@ -130,6 +130,23 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             for key in self._list_keys(queue):
                 pipe.llen(key)
             return sum(pipe.execute())
+
+    def depths(self, queues: list[str]) -> dict[str, tuple[int, float | None]]:
+        """For each queue how many messages wait, and when the one at the head was sent (unix s; None: unknown)."""
+        keys = [key for queue in queues for key in self._list_keys(queue)]
+        answer = iter(DEPTHS.run(self.scripts(), keys, []) if keys else [])
+        found: dict[str, tuple[int, float | None]] = {}
+        for queue in queues:
+            heads = [(int(next(answer)), bytes_to_str(next(answer))) for _ in self.priority_steps]
+            sent = [float(text) for _, text in heads if text]
+            found[queue] = sum(length for length, _ in heads), min(sent, default=None)
+        return found
+
+    def restore_dead(self) -> int:
+        """Give back what dead processes hold (see `redis_owners`); returns how many messages."""
+        return redis_owners.restore_dead(
+            self.scripts(), self.global_keyprefix, visibility_s=self.visibility_timeout, separator=self.sep
+        )
 
     def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
         super()._delete(queue, *args, **kwargs)
@@ -321,7 +338,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         held.difference_update(*(channel.qos._delivered for channel in self.connection.channels))
         orphans = [receipt for receipt in held if self._is_orphan(receipt)]
         restored = redis_owners.restore(client, self.global_keyprefix, self._owner, orphans, self.sep)
-        restored += redis_owners.restore_dead(client, self.global_keyprefix, visibility_s=self.visibility_timeout)
+        restored += self.restore_dead()
         if restored:
             logger.warning("%d messages went back to their queues: whoever held them is gone", restored)
 

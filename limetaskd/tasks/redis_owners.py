@@ -146,6 +146,7 @@ def restore_dead(
     alive: Callable[[int, int], bool] = process_alive,
     visibility_s: float = VISIBILITY_S,
     neighbour_s: float = NEIGHBOUR_S,
+    separator: str = SEPARATOR,
 ) -> int:
     """Give back the messages of every owner that is dead (see above), and touch those here that live.
 
@@ -174,5 +175,5 @@ def restore_dead(
                 continue
         elif unseen_s < (neighbour_s if owner.host == host else visibility_s):
             continue
-        restored += restore(client, key_prefix, owner)
+        restored += restore(client, key_prefix, owner, separator=separator)
     return restored

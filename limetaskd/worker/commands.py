@@ -102,7 +102,7 @@ def _shrink_idle(consumer: Any) -> None:
             child.terminate_controlled()
             _follow_prefetch(consumer, -1)
             left -= 1
-        runtime.shrinking.popleft()
+        runtime.shrinking.pop(0)
         runtime.reply(command, result={"slots": consumer.pool.num_processes})
         logger.info("shrunk to %d slots", consumer.pool.num_processes, extra={"action": "shrink"})
 

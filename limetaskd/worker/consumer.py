@@ -47,7 +47,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         if not conf.broker_connection_retry or conf.broker_connection_retry_on_startup is False:
             return super().ensure_connected(conn)  # the operator wants it to give up
 
-        def on_error(error: Exception, interval: float) -> None:
+        def on_error(error: Exception, _interval: float) -> None:
             self._news(f"{conn.as_uri()}: {error}")
 
         connected = conn.ensure_connection(

@@ -25,7 +25,7 @@ HARD_EXIT_S = 3.0
 
 
 class Drain:
-    """`timeout_s`: how long running tasks get. `on_change` is called when draining begins."""
+    """`timeout_s`: how long running tasks get. `on_change` is called, in a signal handler, when the end is asked for."""
 
     def __init__(self, timeout_s: float, on_change: Callable[[], None]) -> None:
         self.timeout_s = timeout_s
@@ -59,6 +59,7 @@ class Drain:
             return
         self.requested = True
         signal.setitimer(signal.ITIMER_REAL, max(self.timeout_s, 0.001))
+        self.on_change()
         self._wake()
 
     def _on_quit(self, _signum: int, _frame: FrameType | None) -> None:
@@ -72,6 +73,7 @@ class Drain:
             hard_exit()
         self.requested = self.at_once = True
         signal.setitimer(signal.ITIMER_REAL, HARD_EXIT_S)
+        self.on_change()
         self._wake()
 
     def _wake(self) -> None:
@@ -96,7 +98,6 @@ class Drain:
                 "draining: nothing new is taken, %d tasks still run", len(worker_state.active_requests),
                 extra={"action": "drain", "timeout_s": self.timeout_s},
             )  # fmt: skip
-            self.on_change()
 
     def step(self, consumer: Any) -> None:
         """One look, in the event loop, as often as it turns. Raises connection errors."""
@@ -161,7 +162,7 @@ def stop_at_once(consumer: Any, held: list[Any]) -> None:
     """
     running = list(worker_state.active_requests)
     logger.warning("stopping at once: %d running tasks are given back to the broker", len(running))
-    pool = getattr(consumer.pool, "_pool", None)
+    pool: Any = getattr(consumer.pool, "_pool", None)
     children = list(getattr(pool, "_pool", None) or [])
     for child in children:
         try:

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 from celery.exceptions import ImproperlyConfigured
-from celery.platforms import isatty
 from celery.utils.nodenames import gethostname
 
 from limetaskd.core.settings import Settings
@@ -19,8 +18,6 @@ from limetaskd.worker.process import Worker
 from limetaskd.worker.runtime import Runtime, one_line
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["EX_CONFIG", "isatty", "main"]
 
 
 def main(spec: ProcessSpec) -> int:

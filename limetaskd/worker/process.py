@@ -10,6 +10,7 @@ from typing import Any
 from celery import bootsteps, signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.apps.worker import install_cry_handler, install_rdb_handler
+from celery.concurrency import get_implementation
 from celery.concurrency.prefork import TaskPool as Prefork
 from celery.concurrency.solo import TaskPool as CelerySolo
 from celery.concurrency.thread import TaskPool as CeleryThreads
@@ -58,26 +59,28 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         app.steps["worker"].add(Gate)
         kwargs.setdefault("consumer_cls", Consumer)
         for key in ("pool", "pool_cls"):
-            kwargs[key] = _POOLS.get(kwargs.get(key), kwargs.get(key))
+            if kwargs.get(key):
+                pool = get_implementation(kwargs[key])
+                kwargs[key] = _POOLS.get(pool, pool)
         super().__init__(app=app, **kwargs)
         limits = (self.soft_time_limit, self.time_limit)
         self.tracer = Tracer(self.recorder, lime.board, limits)
         signals.worker_process_init.connect(self._on_child, weak=False)
         signals.task_unknown.connect(self._on_unknown, weak=False)
 
-    def setup_logging(self, colorize: Any = None) -> bool:
+    def setup_logging(self, _colorize: Any = None) -> bool:
         """The logs are ours; a file or level of the command line was applied before, see handler.py."""
         self.app.log.already_setup = True
         return True
 
-    def install_platform_tweaks(self, worker: Any) -> None:
+    def install_platform_tweaks(self, _worker: Any) -> None:
         install_cry_handler()
         install_rdb_handler()
         by_terminal = self.lime.spec is None and sys.stdin is not None and sys.stdin.isatty()
         self.lime.drain.install_signals(reopen=None if by_terminal else logs.reopen_all)
 
         # `celery control shutdown` ends a worker like SIGTERM does.
-        def shutdown(state: Any, **kwargs: Any) -> dict[str, str]:
+        def shutdown(_state: Any, **_kwargs: Any) -> dict[str, str]:
             self.lime.drain.request()
             return {"ok": "draining"}
 
@@ -95,12 +98,12 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         gc.freeze()
         request.install(self.app, self.lime, self.recorder)
 
-    def _on_child(self, **kwargs: Any) -> None:
+    def _on_child(self, **_kwargs: Any) -> None:
         """In each new pool child."""
         self.lime.board.writer()
         self.tracer.wrap_all(self.app)
 
-    def _on_unknown(self, message: Any = None, name: str = "", id: str = "", **kwargs: Any) -> None:  # noqa: A002
+    def _on_unknown(self, message: Any = None, name: str = "", id: str = "", **_kwargs: Any) -> None:
         """A task that nothing here defines has ended: Celery stores NotRegistered and drops the message."""
         headers = {**(message.headers or {}), "delivery_info": message.delivery_info or {}}
         self.recorder.write(

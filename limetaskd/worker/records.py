@@ -56,7 +56,7 @@ class Recorder:
         """Actual name of the queue that a message was consumed from, by its delivery; None when it does not say."""
         delivery = headers.get("delivery_info") or {}
         exchange, key = delivery.get("exchange"), delivery.get("routing_key")
-        queue = self._by_key.get((exchange, key))
+        queue = self._by_key.get((str(exchange), str(key)))
         if queue is not None:
             return queue
         if key in self._names and not exchange:

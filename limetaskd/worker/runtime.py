@@ -83,9 +83,9 @@ class Runtime:
         """Enter a phase. A draining worker stays one, whatever its connection does."""
         if self.phase == Phase.FAILED:
             return
-        self.phase = Phase.DRAINING if self.drain.begun and phase != Phase.FAILED else phase
+        self.phase = Phase.DRAINING if self.drain.requested and phase != Phase.FAILED else phase
         self.reason = None if reason is None else one_line(reason)
-        self.queues = [] if self.drain.begun else queues or []
+        self.queues = [] if self.drain.requested else queues or []
         self.changed()
 
     def changed(self) -> None:

@@ -152,12 +152,12 @@ def test_a_command_that_waits_is_refused_more_patience(server: ControlServer, wo
 
 @pytest.mark.parametrize("words", WAITING[:-1])
 def test_a_command_that_waits_has_no_limit_by_itself(server: ControlServer, words: str) -> None:
-    """Longer than the limit of the others would be, if it were 1 s: seen with that limit set to 1 s."""
+    """Longer than the limit of the others would be: seen with that limit set to 0.4 s."""
     name = words.split(maxsplit=1)[0]
     value = examples()[name]["result"]
-    server.answers[name] = lambda request: (pause(1.2), [result(request, value)])[1]
+    server.answers[name] = lambda request: (pause(0.7), [result(request, value)])[1]
     program = (
-        "import sys; from limetaskctl import session; session.DEFAULT_TIMEOUT_S = 1.0;"
+        "import sys; from limetaskctl import session; session.DEFAULT_TIMEOUT_S = 0.4;"
         "from limetaskctl.main import main; sys.exit(main())"
     )
     done = subprocess.run(

@@ -2,7 +2,8 @@
 
 Of each page, in order, in one folder: a `yaml` or `python` block that begins with a comment that is a file name
 is written; every line of a `console` block that begins with `$ ` must exit with 0; one that ends with ` &` stays in the
-background, and the next line waits until the daemon that it started consumes.
+background, and the next line waits until the daemon that it started consumes. Of `sh` blocks, which are shown only, the
+workers by hand are run one by one until they are ready, and the targets of `make` must exist.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from tests.support.guard import GUARD, kill_folder
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
+# Its examples are compared with their output, against a daemon of examples: tests/integration/test_ctl_commands.py.
+_ELSEWHERE = {"limetaskctl.md"}
 PAGES = sorted(
-    page for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")) if "```console" in page.read_text()
+    page
+    for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+    if page.name not in _ELSEWHERE and "```console" in page.read_text()
 )
 _BLOCK = re.compile(r"^```(console|yaml|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NAMED = re.compile(r"# ([\w/]+\.(?:py|yaml))\n")
@@ -80,7 +85,9 @@ class Page:
         if done.returncode != 0:
             return False
         pools = json.loads(done.stdout)["pools"]
-        return bool(pools) and all(worker["ready"] for pool in pools for worker in pool["workers"])
+        return bool(pools) and all(
+            pool["workers"] and all(worker["ready"] for worker in pool["workers"]) for pool in pools
+        )
 
     def _log_tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
@@ -113,6 +120,47 @@ def test_page_is_true(path: Path, page: Page) -> None:
         for line in text.splitlines():
             if line.startswith("$ "):
                 page.run(line.removeprefix("$ "))
+
+
+def _shown(first_word: str) -> list[str]:
+    """The lines of `sh` blocks that begin with `first_word`, without their comments."""
+    pages = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+    blocks = [text for page in pages for text in re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)]
+    lines = [line.partition(" #")[0].strip() for text in blocks for line in text.splitlines()]
+    return [line for line in lines if line.split(" ")[0] == first_word]
+
+
+@pytest.mark.parametrize("command", _shown("lime-task-handler"))
+def test_workers_by_hand(command: str, page: Page, redis_url: str) -> None:
+    page.environment |= {
+        "LIMETASK_TASKS__BROKER_CONNECTION_STRING": redis_url,
+        "LIMETASK_TASKS__BACKEND_CONNECTION_STRING": redis_url,
+        "LIMETASK_CONFIG": str(page.folder / "limetaskd.yaml"),
+    }
+    (page.folder / "limetaskd.yaml").write_text(
+        "tasks: {routing: {qos: {asap: lime_task_queue_asap, scheduled: lime_task_queue_scheduled}}}\n"
+    )
+    with page.log.open("wb") as log:
+        page.background = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"],
+            env=page.environment, cwd=page.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+    worker = page.background
+
+    def ready() -> bool:
+        assert worker.poll() is None, f"`{command}` ended with {worker.returncode}\n{page.log.read_text()}"
+        return "ready" in page.log.read_text()
+
+    wait_until(ready, 60, lambda: f"`{command}` to be ready\n{page.log.read_text()}\n")
+    worker.terminate()
+    assert worker.wait(60) == 0, page.log.read_text()
+
+
+@pytest.mark.parametrize("command", _shown("make"))
+def test_targets_of_make(command: str) -> None:
+    target = command.removeprefix("make ").strip()
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
 
 
 def test_links_lead_somewhere() -> None:

@@ -19,6 +19,7 @@ from celery import _state
 from limetaskd.core.names import Cluster
 from limetaskd.core.settings import Queue, Routing, Settings
 from limetaskd.tasks import app as app_module
+from limetaskd.tasks.binding import bound_apps
 from limetaskd.tasks.conf import celery_settings
 from tests.support.guard import GUARD, kill_session
 from tests.support.waiting import wait_until
@@ -67,6 +68,11 @@ def clean_apps() -> Iterator[None]:
         yield
     finally:
         _state._tls.current_app, _state.default_app, app_module._default = before
+        for app in bound_apps:
+            # Results that a group left subscribed would go on looking for their server when they are freed.
+            consumer = getattr(app._backend_cache, "result_consumer", None)
+            if consumer is not None and hasattr(consumer, "subscribed_to"):
+                consumer.subscribed_to.clear()
 
 
 def connection(settings: Settings) -> kombu.Connection:

@@ -32,6 +32,7 @@ def test_a_notification_wants_no_answer() -> None:
         (b"{}", protocol.INVALID_REQUEST),
         (b'{"jsonrpc": "1.0", "id": 1, "method": "status"}', protocol.INVALID_REQUEST),
         (b'{"jsonrpc": "2.0", "id": {}, "method": "status"}', protocol.INVALID_REQUEST),
+        (b'{"jsonrpc": "2.0", "protocol": 2, "id": 1, "method": "status"}', protocol.INVALID_REQUEST),
         (b'{"jsonrpc": "2.0", "id": true, "method": "status"}', protocol.INVALID_REQUEST),
         (b'{"jsonrpc": "2.0", "id": 1, "method": 5}', protocol.INVALID_REQUEST),
         (b'{"jsonrpc": "2.0", "id": 1, "method": "status", "params": [1]}', protocol.INVALID_PARAMS),

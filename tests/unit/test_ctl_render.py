@@ -107,9 +107,9 @@ def test_a_status_in_which_nothing_is_known_yet() -> None:
     text = rendered(
         "status",
         {
-            "daemon": dict.fromkeys(result["daemon"]) | {"state": "STARTING"},
+            "daemon": dict.fromkeys(result["daemon"]) | {"state": "STARTING", "helpers": []},
             "pools": [
-                {"name": "a", "queues": [], "state": "STARTING", "concurrency": 1, "paused": False, "workers": [worker]}
+                {"name": "a", "queues": [], "state": "STARTING", "concurrency": 1, "paused": [], "workers": [worker]}
             ],
             "queues": [{"name": "q", "depth": None, "consumers": None}],
         },
@@ -122,11 +122,11 @@ def test_a_status_in_which_nothing_is_known_yet() -> None:
 
 def test_a_status_works_without_its_optional_keys() -> None:
     result = json.loads(json.dumps(examples()["status"]["result"]))
-    for key in ("status", "last_reload_error", "warnings"):
+    for key in ("status", "last_reload_error", "warnings", "beat", "helpers", "broker"):
         del result["daemon"][key]
     for pool in result["pools"]:
         for worker in pool["workers"]:
-            for key in ("reason", "description", "draining"):
+            for key in ("reason", "draining"):
                 del worker[key]
     assert "asap:0" in rendered("status", result)
 
@@ -143,4 +143,5 @@ def test_a_status_tells_of_failed_reloads_and_warnings() -> None:
 def test_empty_results_say_so() -> None:
     assert rendered("restart", {"changed": []}) == "nothing to change"
     assert rendered("tasks", {"tasks": []}) == "no task is running"
-    assert rendered("reload", {"changed": False, "generation": 3, "summary": []}) == "nothing changed (generation 3)"
+    unchanged = {"changed": False, "generation": 3, "summary": ["nothing changes"]}
+    assert rendered("reload", unchanged) == "nothing changed (generation 3)"

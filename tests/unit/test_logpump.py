@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,21 @@ def test_the_next_pump_goes_on_where_the_last_one_stopped(pumped: Pumped) -> Non
     wait_until(lambda: pumped.messages() == ["one", "two", "three"])
 
 
-def test_without_any_offsets_old_content_is_not_repeated(pumped: Pumped) -> None:
+def test_a_killed_pump_repeats_nothing(pumped: Pumped) -> None:
+    """kill -9 of the process that pumps: the offset of what was passed on is there for the next one."""
     path = pumped.logs / "asap:0.log"
     append(path, line("old"))
-    pumped.start()
+    pid = os.fork()
+    if pid == 0:
+        pumped.start()
+        signal.pause()
+    wait_until(lambda: pumped.out.exists() and pumped.messages() == ["old"])
+    wait_until(lambda: (pumped.logs / ".asap:0.offset").read_text().strip())
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
     append(path, line("new"))
-    wait_until(lambda: pumped.messages() == ["new"])
+    pumped.start()
+    wait_until(lambda: pumped.messages() == ["old", "new"])
 
 
 def test_rotation_loses_nothing_also_from_a_writer_that_has_not_noticed(pumped: Pumped) -> None:
@@ -92,7 +102,7 @@ def test_rotation_loses_nothing_also_from_a_writer_that_has_not_noticed(pumped: 
     for number in range(10):
         sent.append(f"slow {number}")
         os.write(slow, line(sent[-1]).encode())
-    wait_until(lambda: (pumped.logs / "asap:0.log.1").exists())
+    wait_until(lambda: (pumped.logs / ".asap:0.offset").read_text().strip() != "")
     os.write(slow, line("late").encode())
     append(path, line("fresh"))
     wait_until(lambda: {"late", "fresh"} <= set(pumped.messages()))

@@ -14,7 +14,8 @@ from limetaskd.core.units import format_duration, format_size, parse_duration, p
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        (30, 30), (0, 0), (0.5, 0.5), ("30", 30), ("0.25", 0.25), ("500ms", 0.5), ("30s", 30), ("5m", 300), ("2h", 7200),
+        (30, 30), (0, 0), (0.5, 0.5), ("30", 30), ("0.25", 0.25), ("500ms", 0.5), ("30s", 30), ("5m", 300),
+        ("2h", 7200),
         ("1d", 86400), ("1h30m", 5400), ("1m 500ms", 60.5), (" 5 m ", 300), ("1.5h", 5400),
     ],
 )  # fmt: skip
@@ -35,7 +36,8 @@ def test_no_duration(wrong: object) -> None:
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        (0, 0), (1048576, 1048576), ("1048576", 1048576), ("300MiB", 300 * 1024**2), ("2GiB", 2 * 1024**3), ("1GB", 10**9),
+        (0, 0), (1048576, 1048576), ("1048576", 1048576), ("300MiB", 300 * 1024**2), ("2GiB", 2 * 1024**3),
+        ("1GB", 10**9),
         ("64KiB", 65536), ("64kib", 65536), ("1kB", 1000), ("1.5GiB", 1610612736), ("2 TiB", 2 * 1024**4), ("7B", 7),
         ("9007199254740993", 9007199254740993),
     ],
@@ -44,7 +46,9 @@ def test_size(text: object, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("wrong", ["", "x", "-1", -1, 1.5, "1.5.1MB", "3 XB", "300M", True, None, [], 2**63, "9" * 5000])
+@pytest.mark.parametrize(
+    "wrong", ["", "x", "-1", -1, 1.5, "1.5.1MB", "3 XB", "300M", True, None, [], 2**63, "9" * 5000]
+)
 def test_no_size(wrong: object) -> None:
     with pytest.raises(ValueError, match="300MiB, 2GiB, 1GB"):
         parse_size(wrong)

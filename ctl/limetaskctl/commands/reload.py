@@ -22,5 +22,5 @@ def render(result: dict[str, Any], _view: View) -> str:
     """`{"changed", "generation", "summary": [line], "diff"}`: the lines, under the generation that is in force."""
     generation = f"generation {clean(result['generation'])}"
     if not result["changed"]:
-        return "\n".join([f"nothing changed ({generation})", *map(clean, result["summary"])])
+        return f"nothing changed ({generation})"
     return "\n".join([f"{generation}:", *(f"  {clean(line)}" for line in result["summary"])])

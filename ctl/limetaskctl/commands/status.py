@@ -21,12 +21,11 @@ def params(args: Namespace) -> dict[str, Any]:
 def render(result: dict[str, Any], view: View) -> str:
     """The document of `status --json` (docs/control-protocol.md) in four parts."""
     pools = result["pools"]
-    parts = [_daemon(result["daemon"], view)]
-    if pools:
-        parts.append(_pools(pools, view))
-        if reasons := _reasons(pools):
-            parts.append(reasons)
-        parts.append(_tasks(pools, view))
+    others = [*filter(None, [result["daemon"].get("beat")]), *result["daemon"].get("helpers", [])]
+    parts = [_daemon(result["daemon"], view), _processes(pools, others, view)]
+    if reasons := _reasons([*(worker for pool in pools for worker in pool["workers"]), *others]):
+        parts.append(reasons)
+    parts.append(_tasks(pools, view))
     if result["queues"]:
         rows = [[queue["name"], queue["depth"], queue["consumers"]] for queue in result["queues"]]
         parts.append(table(["QUEUE", "DEPTH", "CONSUMERS"], rows, view))
@@ -35,7 +34,7 @@ def render(result: dict[str, Any], view: View) -> str:
 
 def _daemon(daemon: dict[str, Any], view: View) -> str:
     facts = [
-        f"limetaskd {clean(daemon['version'])} {state(daemon['state'], view)}",
+        f"limetaskd {clean(daemon['version'])} {state(clean(daemon['state']).upper(), view)}",
         f"pid {clean(daemon['pid'])}",
         f"up {duration(daemon['uptime_s'])}",
         f"generation {clean(daemon['generation'])}",
@@ -58,8 +57,8 @@ def _owner(owner: dict[str, Any] | None) -> str:
     return f"{clean(owner['pool'])} on {'this host' if owner['here'] else clean(owner['host'])}"
 
 
-def _pools(pools: list[dict[str, Any]], view: View) -> str:
-    """One row for each pool, with its sums, and below it one for each worker."""
+def _processes(pools: list[dict[str, Any]], others: list[dict[str, Any]], view: View) -> str:
+    """One row for each pool, with its sums, and below it one for each worker; then the other processes."""
     head = ["NAME", "STATE", "READY", "PID", "UPTIME", "RESTARTS", "SLOTS", "ACTIVE", "MEMORY", "CPU", "QUEUES"]
     rows: list[list[Any]] = []
     for pool in pools:
@@ -78,14 +77,20 @@ def _pools(pools: list[dict[str, Any]], view: View) -> str:
             percent(total([worker["cpu_percent"] for worker in workers])),
             " ".join(pool["queues"]),
         ])  # fmt: skip
-        rows += [_worker(worker) for worker in workers]
+        for worker in workers:
+            rows.append(_worker(worker))
+            # Those that a rolling restart has replaced, while they finish what they run.
+            for pid in worker.get("draining") or []:
+                rows.append([f"  {worker['name']}", "draining", "no", pid, *[None] * 6, ""])
+    for other in others:
+        rows.append([other["name"], other["state"], None, other["pid"], None, other["restarts"], *[None] * 4, ""])
     return table(head, rows, view, states=[1])
 
 
 def _worker(worker: dict[str, Any]) -> list[Any]:
     return [
         f"  {worker['name']}",
-        f"{worker['state']} draining" if worker.get("draining") else worker["state"],
+        worker["state"],
         yes_no(worker["ready"]),
         worker["pid"],
         duration(worker["uptime_s"]),
@@ -102,10 +107,9 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _reasons(pools: list[dict[str, Any]]) -> str:
-    """Why workers are not as they should be, where they say so."""
-    workers = [worker for pool in pools for worker in pool["workers"] if worker.get("reason")]
-    return "\n".join(f"{clean(worker['name'])}: {clean(worker['reason'])}" for worker in workers)
+def _reasons(processes: list[dict[str, Any]]) -> str:
+    """Why processes are not as they should be, where they say so."""
+    return "\n".join(f"{clean(one['name'])}: {clean(one['reason'])}" for one in processes if one.get("reason"))
 
 
 def _tasks(pools: list[dict[str, Any]], view: View) -> str:

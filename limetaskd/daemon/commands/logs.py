@@ -12,7 +12,8 @@ from limetaskd.daemon.control.protocol import INVALID_PARAMS, Params, RpcError, 
 from limetaskd.daemon.daemon import Daemon
 
 MAX_LINES = 2000
-MAX_BYTES = 512 * 1024  # of one answer: a frame has at most 1 MiB
+# Of the file for one answer: a frame has at most 1 MiB, and quotes in JSON lines are escaped in it once more.
+MAX_BYTES = 256 * 1024
 MAX_WAIT_S = 60.0
 POLL_S = 0.2
 DEFAULT_LINES = 20

@@ -1,6 +1,6 @@
 """JSON-RPC 2.0 on the wire (pure): one JSON document a frame, at most 1 MiB.
 
-    request   {"jsonrpc": "2.0", "id": 1, "method": "status", "params": {}}
+    request   {"jsonrpc": "2.0", "id": 1, "method": "status", "params": {}}       "protocol": 1 may be added
     result    {"jsonrpc": "2.0", "id": 1, "result": {...}}
     error     {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "..."}}
 """
@@ -60,6 +60,12 @@ def parse(frame: bytes) -> Request:
         raise RpcError(INVALID_REQUEST, "id must be a string or a number")
     if document.get("jsonrpc") != "2.0":
         raise RpcError(INVALID_REQUEST, 'jsonrpc must be "2.0"', request_id)
+    if document.get("protocol", PROTOCOL_VERSION) != PROTOCOL_VERSION:
+        raise RpcError(
+            INVALID_REQUEST,
+            f"this daemon speaks protocol {PROTOCOL_VERSION}: use the limetaskctl of its own version",
+            request_id,
+        )
     method = document.get("method")
     if not isinstance(method, str):
         raise RpcError(INVALID_REQUEST, "method must be a string", request_id)
@@ -72,7 +78,11 @@ def parse(frame: bytes) -> Request:
 
 
 def result(request_id: Any, value: Any) -> bytes:
-    return json.dumps({"jsonrpc": "2.0", "id": request_id, "result": value}).encode()
+    """Raises RpcError when the result does not fit into a frame."""
+    frame = json.dumps({"jsonrpc": "2.0", "id": request_id, "result": value}, ensure_ascii=False).encode()
+    if len(frame) > MAX_BYTES:
+        raise RpcError(FAILED, f"the answer would have {len(frame)} bytes: ask for less", request_id)
+    return frame
 
 
 def error(request_id: Any, code: int, message: str) -> bytes:

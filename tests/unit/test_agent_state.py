@@ -1,0 +1,41 @@
+"""The agent's report and what it says of errors."""
+
+from __future__ import annotations
+
+from limetaskd.agent.brokers import away, connection_of
+from limetaskd.agent.main import fitting
+from limetaskd.core.channel import Phase, State, encode
+from tests.support.channel import settings_of
+
+
+def state_with(queues: int) -> State:
+    figures = [{"name": f"queue_{'x' * 100}_{number}", "depth": 1} for number in range(queues)]
+    data = {"broker": {"up": True, "error": None}, "queues": figures}
+    return State("limetaskd:agent", 1, 2, Phase.CONSUMING, data=data)
+
+
+def test_a_state_that_fits_is_left_alone() -> None:
+    state = state_with(100)
+    assert fitting(state) is state
+
+
+def test_too_many_queues_cost_their_figures_and_not_the_report() -> None:
+    state = fitting(state_with(2000))
+    assert len(encode(state)) < 1000
+    assert state.data == {"broker": {"up": True, "error": None}, "queues": []}
+    assert state.reason == "2000 queues are too many to report their figures"
+
+
+def test_errors_are_one_line_without_secrets() -> None:
+    assert str(away(OSError("no\nroute to amqp://u:secret@h//"))) == "no route to amqp://u:***@h//"
+    assert str(away(TimeoutError())) == "TimeoutError"
+
+
+def test_the_connection_has_the_addresses_of_the_workers_and_timeouts() -> None:
+    celery = {"broker_use_ssl": {"ssl_cert_reqs": 0}, "broker_transport_options": {"x": 1}}
+    settings = settings_of("redis://a:1/2", prefix="prod", celery=celery)
+    connection = connection_of(settings)
+    assert (connection.transport_cls, connection.hostname, connection.port) == ("limeredis", "a", 1)
+    assert connection.ssl == {"ssl_cert_reqs": 0}
+    options = connection.transport_options
+    assert (options["global_keyprefix"], options["x"], options["socket_timeout"]) == ("prod_", 1, 5.0)
