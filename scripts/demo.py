@@ -25,6 +25,7 @@ DEMO = ROOT / ".demo"
 BIN = Path(sys.executable).parent
 DEADLINE_S = 90.0
 _SOCKET_ROOM = 60  # bytes: a socket's path must fit in 107, and the daemon's own part of it is shorter than 47
+_LAST_ERRORS = 8
 _COLOURS = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
@@ -108,6 +109,16 @@ class Demo:
                 found.append(json.loads(line))
         return found
 
+    def show_errors(self) -> None:
+        """What the daemon and its workers logged as errors, or their last words."""
+        if not self.log.exists():
+            return
+        errors = [r for r in self.records(self.log) if r["level"] in ("ERROR", "CRITICAL")]
+        lines = [f"{record['process']}: {record['message']}" for record in errors[-_LAST_ERRORS:]]
+        for line in lines or self.log.read_text(errors="replace").splitlines()[-_LAST_ERRORS:]:
+            print(line, file=sys.stderr)
+        print(f"all of it: {self.log}", file=sys.stderr)
+
     # -- steps -----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -135,6 +146,9 @@ class Demo:
         if done.returncode != 0:
             return False
         pools = json.loads(done.stdout)["pools"]
+        failed = [worker["name"] for pool in pools for worker in pool["workers"] if worker["state"] == "FATAL"]
+        if failed:
+            raise DemoError(f"cannot start: {', '.join(failed)}")
         return bool(pools) and all(
             pool["workers"] and all(worker["ready"] for worker in pool["workers"]) for pool in pools
         )
@@ -237,8 +251,7 @@ def main() -> int:
         demo.stop()
     except DemoError as error:
         print(f"\n{style('1;31', 'The demo failed')}: {error}", file=sys.stderr)
-        if demo.log.exists():
-            print("\n".join(demo.log.read_text(errors="replace").splitlines()[-15:]), file=sys.stderr)
+        demo.show_errors()
         return 1
     except KeyboardInterrupt:
         print("\ninterrupted")

@@ -11,6 +11,7 @@ from pathlib import Path
 import limetaskd
 from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 from limetaskd.daemon.incarnation import Launch
+from limetaskd.plan.diff import FOLLOWED_SETTINGS
 from limetaskd.plan.model import Plan, PoolPlan
 
 BOOT = str(Path(limetaskd.__file__).with_name("boot.py"))
@@ -94,8 +95,8 @@ def node_name(plan: Plan, pool: str, index: int, generation: int) -> str:
 
 def _fingerprint(plan: Plan, document: dict[str, object]) -> str:
     settings = json.loads(plan.settings.to_json())
-    for live in ("routing", "scheduled_tasks"):  # followed through accepted.json, or of the schedule alone
-        settings.pop(live)
+    for live in FOLLOWED_SETTINGS:
+        settings.pop(live, None)
     text = json.dumps([settings, plan.python, document], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

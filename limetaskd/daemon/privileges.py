@@ -21,17 +21,26 @@ def account(name: str) -> pwd.struct_passwd:
 def prepare_folders(plan: Plan) -> None:
     """Make runtime_dir and state_dir (0750), owned by the user we become. Raises LimetaskError, saying which."""
     owner = account(plan.user) if plan.user is not None and os.geteuid() == 0 else None
-    for key, folder in (("runtime_dir", plan.runtime_dir), ("state_dir", plan.state_dir)):
+    # accepted.json in runtime_dir is for every sender on the host; what is secret in there has mode 0600.
+    folders = (
+        ("runtime_dir", plan.runtime_dir, 0o755),
+        ("state_dir", plan.state_dir, 0o750),
+        ("state_dir", str(Path(plan.state_dir) / "log"), 0o750),
+    )
+    for key, folder, mode in folders:
         path = Path(folder)
         try:
-            path.mkdir(mode=0o750, parents=True, exist_ok=True)
-            if key == "runtime_dir":
-                # accepted.json is for every sender on the host; what is secret in here has mode 0600.
-                path.chmod(0o755)
-            (Path(plan.state_dir) / "log").mkdir(mode=0o750, parents=True, exist_ok=True)
+            if not path.exists():
+                path.mkdir(parents=True, exist_ok=True)
+                path.chmod(mode)  # whatever the umask
             if owner is not None:
-                for part in (path, Path(plan.state_dir) / "log"):
-                    os.chown(part, owner.pw_uid, owner.pw_gid)
+                os.chown(path, owner.pw_uid, owner.pw_gid)
+            if path.stat().st_uid not in {0, os.geteuid(), owner.pw_uid if owner is not None else 0}:
+                # Below /tmp anybody could have made it first, and would then own our sockets.
+                raise LimetaskError(
+                    f"limetaskd.{key}: {folder} belongs to uid {path.stat().st_uid}: set limetaskd.{key} to a folder "
+                    "of this user"
+                )
         except OSError as error:
             raise LimetaskError(
                 f"limetaskd.{key}: {folder} cannot be used: {error.strerror}. Set limetaskd.{key} to a folder that "

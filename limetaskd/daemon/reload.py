@@ -35,8 +35,9 @@ async def reload_on_request(daemon: Daemon) -> None:
 
 def read_plan(daemon: Daemon) -> Plan:
     """The file as it is now, as a plan. Raises ConfigError with every problem."""
-    loaded = load(daemon.plan.settings.config_path, os.environ)
-    return build(loaded, os.environ, embedded=daemon.plan.embedded)
+    # The path as it was given, not the file it led to then; the host as it was before we became another user.
+    loaded = load(daemon.plan.config_file, os.environ)
+    return build(loaded, os.environ, embedded=daemon.plan.embedded, host=daemon.plan.host)
 
 
 async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _LIVE_POOL = frozenset({"concurrency", "workers", "shutdown_timeout_s", "limits"
 _RESTART = ("runtime_dir", "state_dir", "control", "user", "supervisor_socket", "embedded")
 _DAEMON = ("logging", "restart")
 # Of the settings: followed by running processes, or told elsewhere in the difference.
-_NOT_ROLLED = frozenset({
+FOLLOWED_SETTINGS = frozenset({
     "queues", "routing", "config_path", "runtime_dir", "state_dir", "embedded", "shutdown_timeout_s",
     "time_limit_s", "soft_time_limit_s",
 })  # fmt: skip
@@ -142,7 +142,7 @@ def _keys(old: Any, new: Any, keys: Iterable[str]) -> tuple[Change, ...]:
 
 
 def _settings(old: Plan, new: Plan) -> tuple[Change, ...]:
-    keys = (field.name for field in dataclasses.fields(new.settings) if field.name not in _NOT_ROLLED)
+    keys = (field.name for field in dataclasses.fields(new.settings) if field.name not in FOLLOWED_SETTINGS)
     return _keys(old.settings, new.settings, keys) + _keys(old, new, ("python", "preload"))
 
 

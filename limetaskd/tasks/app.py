@@ -125,9 +125,9 @@ def _configure(app: Any, settings: Settings, source: Source | None) -> Any:
         app.conf.update(changes)
         bind(app, Binding(app, settings, source))
         if any(is_redis(url) for url in (settings.backend_url, app.conf.result_backend)):
-            from limetaskd.tasks.results import use_lazy_results  # only here: it needs the client library of Redis
+            from limetaskd.tasks.results import use_our_results  # only here: it needs the client library of Redis
 
-            use_lazy_results(app)
+            use_our_results(app)
         forget_connections(app)
         app.amqp_cls = AMQP
         for cached in ("amqp", "control", "events", "timezone"):

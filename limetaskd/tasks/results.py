@@ -1,9 +1,10 @@
-"""The result store in Redis as senders need it: a send does not touch it."""
+"""The result store in Redis: a send does not touch it, and what has ended stays ended."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from celery import states
 from celery.backends import redis as celery_redis
 
 _ALIASES = {
@@ -13,24 +14,48 @@ _ALIASES = {
 }
 
 
-class RedisBackend(celery_redis.RedisBackend):  # type: ignore[misc]
-    """Celery's, but it subscribes to a result when somebody waits for it, not at each send.
+class _Results:
+    """What both backends change in Celery's."""
 
-    So a result store that is away or hangs delays no send, and a web application that never fetches its results
-    does not collect subscriptions.
-    """
-
-    def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Nothing: `AsyncResult.get` subscribes and then reads what is there already."""
-
-
-class SentinelBackend(celery_redis.SentinelBackend):  # type: ignore[misc]
-    """Likewise, found by Sentinel."""
+    client: Any
+    expires: Any
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Nothing."""
+        """Nothing: `AsyncResult.get` subscribes, and then reads what is there already.
+
+        Celery subscribes at each send. Then a result store that is away or hangs delays sends, and a web application
+        that never fetches its results collects subscriptions.
+        """
+
+    def _set_with_state(self, key: Any, value: Any, state: str) -> Any:
+        """A try that is over must not overwrite the end of a later one.
+
+        Celery sends the retry first and stores RETRY then: by that time a quick retry may have stored its SUCCESS.
+        """
+        if state != states.RETRY:
+            return super()._set_with_state(key, value, state)  # type: ignore[misc]
+        return self.ensure(self._store_retry, (key, value))  # type: ignore[attr-defined]
+
+    def _store_retry(self, key: Any, value: Any) -> None:
+        def store(pipe: Any) -> None:
+            current = pipe.get(key)
+            ended = current is not None and self.decode_result(current)["status"] in states.READY_STATES  # type: ignore[attr-defined]
+            pipe.multi()
+            if not ended:
+                pipe.set(key, value, ex=self.expires or None)
+                pipe.publish(key, value)
+
+        self.client.transaction(store, key)
 
 
-def use_lazy_results(app: Any) -> None:
+class RedisBackend(_Results, celery_redis.RedisBackend):  # type: ignore[misc]
+    """redis:// and rediss://"""
+
+
+class SentinelBackend(_Results, celery_redis.SentinelBackend):  # type: ignore[misc]
+    """sentinel://"""
+
+
+def use_our_results(app: Any) -> None:
     """Make `app` take these backends for its Redis URLs."""
     app.loader.override_backends = {**app.loader.override_backends, **_ALIASES}

@@ -94,6 +94,7 @@ class Drain:
     def _begin(self) -> None:
         if not self.begun:
             self.begun = True
+            self.on_change()  # again: the handler may have been in the middle of another report
             logger.info(
                 "draining: nothing new is taken, %d tasks still run", len(worker_state.active_requests),
                 extra={"action": "drain", "timeout_s": self.timeout_s},

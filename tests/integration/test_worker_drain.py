@@ -64,8 +64,10 @@ def test_a_drain_waits_for_what_runs_and_gives_back_the_rest_at_once(urls: Urls,
         assert (bench.daemon.states["w:1"].reserved or 0) >= 0
 
 
-@pytest.mark.parametrize("pool_kind", ["prefork", "threads", "solo"])
-@pytest.mark.parametrize("end", ["second", "quit", "deadline"])
+@pytest.mark.parametrize(
+    ("pool_kind", "end"),
+    [("prefork", "second"), ("prefork", "deadline"), ("threads", "quit"), ("solo", "second")],
+)
 def test_at_once_what_runs_is_given_back_and_runs_again(urls: Urls, pool_kind: str, end: str) -> None:  # noqa: F811
     with Bench(settings_of(urls.broker, urls.backend), {"jobs": JOBS}) as bench:
         gate = bench.folder / "gate"

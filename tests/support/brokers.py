@@ -3,175 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Self
 from urllib.parse import quote
 
-from tests.support.guard import GUARD, kill_session, session_pids, signal_all
-from tests.support.waiting import wait_until
+from tests.support.server import HOST, Server, find_binary, free_ports
 
-_START_TIMEOUT_S = 90.0
-_STOP_TIMEOUT_S = 60.0
+__all__ = ["RabbitMQ", "Redis", "Server", "free_ports"]
+
 # The wrapper in /usr/sbin changes the user and drops the environment.
 _RABBITMQ = ("/usr/lib/rabbitmq/bin/rabbitmq-server", "/usr/lib/rabbitmq/sbin/rabbitmq-server")
 _ERL_CALL = ("/usr/lib/erlang/bin/erl_call", "/usr/bin/erl_call")
-_HOST = "127.0.0.1"
-
-
-def free_ports(count: int) -> list[int]:
-    """`count` different loopback ports that nobody listens on right now."""
-    sockets = [socket.socket(socket.AF_INET, socket.SOCK_STREAM) for _ in range(count)]
-    try:
-        for item in sockets:
-            item.bind((_HOST, 0))
-        return [item.getsockname()[1] for item in sockets]
-    finally:
-        for item in sockets:
-            item.close()
-
-
-def _binary(candidates: Sequence[str], package: str) -> str:
-    """The first candidate that is there. Raises AssertionError: tests fail without their servers, they never skip."""
-    for candidate in candidates:
-        found = shutil.which(candidate)
-        if found:
-            return found
-    raise AssertionError(
-        f"{' or '.join(candidates)} is not installed: `apt-get install {package}` (`make test` as root does it)"
-    )
-
-
-class Server:
-    """One server process with its session. Subclasses say how it starts and when it answers."""
-
-    name = "server"
-    ports_needed = 1
-
-    def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix=f"lt-{self.name}-", dir="/tmp")
-        GUARD.add_folder(self.folder)
-        self.ports: list[int] = []
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def _command(self) -> list[str]:
-        raise NotImplementedError
-
-    def _environment(self) -> dict[str, str]:
-        return dict(os.environ)
-
-    def _prepare(self) -> None:
-        """Write what the server needs into `folder`, before each start; the ports are known."""
-
-    def answers(self) -> bool:
-        """Whether it serves clients right now."""
-        raise NotImplementedError
-
-    @property
-    def port(self) -> int:
-        return self.ports[0]
-
-    @property
-    def pid(self) -> int:
-        """Of the first process, which is also the session id. Raises AssertionError when it does not run."""
-        assert self._process is not None, f"{self.name} does not run"
-        return self._process.pid
-
-    @property
-    def log_file(self) -> Path:
-        return Path(self.folder, "output.log")
-
-    def start(self) -> Self:
-        """Start and wait until it answers. The first start picks the ports, later ones keep them."""
-        assert self._process is None, f"{self.name} runs already"
-        fixed = bool(self.ports)
-        for _ in range(5):
-            if not fixed:
-                self.ports = free_ports(self.ports_needed)
-            self._prepare()
-            with self.log_file.open("ab") as output:
-                self._process = subprocess.Popen(
-                    self._command(),
-                    env=self._environment(),
-                    cwd=self.folder,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            GUARD.add_session(self._process.pid)
-            try:
-                wait_until(self._answers_or_ended, _START_TIMEOUT_S, f"{self.name} on port {self.port}")
-            except BaseException:
-                self.kill()
-                raise
-            if self._process.poll() is None:
-                return self
-            # Somebody else took the port between the choice and the start, or still holds it.
-            self.kill()
-        raise AssertionError(f"{self.name} does not start:\n{self._tail()}")
-
-    def _answers_or_ended(self) -> bool:
-        assert self._process is not None
-        return self._process.poll() is not None or self.answers()
-
-    def _tail(self) -> str:
-        return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-30:])
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def stop(self) -> None:
-        """Orderly end (SIGTERM to the first process). No error when it does not run."""
-        if self._process is None:
-            return
-        self.resume()
-        with suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGTERM)
-        try:
-            self._process.wait(_STOP_TIMEOUT_S)
-        finally:
-            self.kill()
-
-    def kill(self) -> None:
-        """kill -9 of every process of its session; returns when all are gone. No error when it does not run."""
-        if self._process is None:
-            return
-        kill_session(self._process.pid)
-        self._process.wait(_STOP_TIMEOUT_S)
-        GUARD.forget_session(self._process.pid)
-        self._process = None
-
-    def restart(self) -> Self:
-        """Stop when it runs, and start on the same ports and data."""
-        self.stop()
-        return self.start()
-
-    def pause(self) -> None:
-        """Freeze (SIGSTOP): connections stay open and nothing answers."""
-        signal_all(session_pids(self.pid), signal.SIGSTOP)
-
-    def resume(self) -> None:
-        signal_all(session_pids(self.pid), signal.SIGCONT)
-
-    def close(self) -> None:
-        """End it at once and remove its folder. Can be called again."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        GUARD.forget_folder(self.folder)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class RabbitMQ(Server):
@@ -185,8 +29,8 @@ class RabbitMQ(Server):
     ports_needed = 4
 
     def __init__(self, config: Sequence[str] = (), *, management: bool = False) -> None:
-        self._server = _binary(_RABBITMQ, "rabbitmq-server")
-        self._erl_call = _binary(_ERL_CALL, "erlang-base")
+        self._server = find_binary(_RABBITMQ, "rabbitmq-server")
+        self._erl_call = find_binary(_ERL_CALL, "erlang-base")
         super().__init__()
         self.config = list(config)
         self.management = management
@@ -204,9 +48,9 @@ class RabbitMQ(Server):
             **inherited,
             "HOME": self.folder,
             "ERL_EPMD_PORT": str(epmd_port),
-            "ERL_EPMD_ADDRESS": _HOST,
+            "ERL_EPMD_ADDRESS": HOST,
             "RABBITMQ_NODENAME": self.node,
-            "RABBITMQ_NODE_IP_ADDRESS": _HOST,
+            "RABBITMQ_NODE_IP_ADDRESS": HOST,
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_DIST_PORT": str(dist_port),
             "RABBITMQ_MNESIA_BASE": f"{self.folder}/mnesia",
@@ -241,7 +85,7 @@ class RabbitMQ(Server):
     def answers(self) -> bool:
         """A client that offers an impossible protocol version gets an answer from a node that serves."""
         try:
-            with socket.create_connection((_HOST, self.port), timeout=2) as connection:
+            with socket.create_connection((HOST, self.port), timeout=2) as connection:
                 connection.sendall(b"AMQP\x00\x00\x09\x01")
                 return bool(connection.recv(1))
         except OSError:
@@ -253,12 +97,12 @@ class RabbitMQ(Server):
         return self.url_of("/")
 
     def url_of(self, vhost: str) -> str:
-        return f"amqp://guest:guest@{_HOST}:{self.port}/{quote(vhost, safe='')}"
+        return f"amqp://guest:guest@{HOST}:{self.port}/{quote(vhost, safe='')}"
 
     @property
     def management_url(self) -> str:
         assert self.management, "started without management"
-        return f"http://guest:guest@{_HOST}:{self.ports[3]}"
+        return f"http://guest:guest@{HOST}:{self.ports[3]}"
 
     def evaluate(self, erlang: str) -> str:
         """Evaluate Erlang expressions on the node (some milliseconds; rabbitmqctl takes seconds): the value as text."""
@@ -303,7 +147,7 @@ class Redis(Server):
     def __init__(
         self, arguments: Sequence[str] = (), *, binary: str = "redis-server", persistent: bool = True
     ) -> None:
-        self._server = _binary((binary,), "redis-server")
+        self._server = find_binary((binary,), "redis-server")
         super().__init__()
         self.arguments = list(arguments)
         self.persistent = persistent
@@ -311,7 +155,7 @@ class Redis(Server):
     def _command(self) -> list[str]:
         durable = ["--appendonly", "yes", "--appendfsync", "always"] if self.persistent else ["--appendonly", "no"]
         return [
-            self._server, "--port", str(self.port), "--bind", _HOST, "--dir", self.folder, "--save", "",
+            self._server, "--port", str(self.port), "--bind", HOST, "--dir", self.folder, "--save", "",
             *durable, *self.arguments,
         ]  # fmt: skip
 
@@ -324,7 +168,7 @@ class Redis(Server):
     def command(self, *words: str, timeout: float = 5) -> bytes:
         """The first line of the server's answer to one command. Raises OSError."""
         message = f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
-        with socket.create_connection((_HOST, self.port), timeout=timeout) as connection:
+        with socket.create_connection((HOST, self.port), timeout=timeout) as connection:
             connection.sendall(message.encode())
             answer = b""
             while b"\r\n" not in answer:
@@ -343,5 +187,5 @@ class Redis(Server):
         return self.url_of(0)
 
     def url_of(self, database: int) -> str:
-        return f"redis://{_HOST}:{self.port}/{database}"
+        return f"redis://{HOST}:{self.port}/{database}"
 

@@ -231,7 +231,7 @@ class Bench:
         if self._app is None:
             from limetaskd.tasks.app import build_app
 
-            self._app = build_app(dataclasses.replace(self.settings, imports=[]))
+            self._app = build_app(dataclasses.replace(self.settings, imports=[], app=None))
         return self._app
 
     def environment(self, **extra: str) -> dict[str, str]:

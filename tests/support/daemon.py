@@ -236,6 +236,8 @@ class Daemon:
             chosen = [p for p in seen.get("pools", []) if not pools or p["name"] in pools]
             if len(chosen) < max(1, len(pools)):
                 return False
+            fatal = [w["name"] for p in chosen for w in p["workers"] if w["state"] == "FATAL"]
+            assert not fatal, f"{fatal} will not run; status {json.dumps(seen)}\n{self.tail()}"
             return all(p["workers"] and all(w["ready"] for w in p["workers"]) for p in chosen)
 
         wait_until(
