@@ -1,6 +1,6 @@
 """The one entry into the application's interpreter, run as a script: `PYTHON /path/limetaskd/boot.py KIND ...`.
 
-    boot.py worker|beat|agent NAME                     under the daemon; the spec is in $LIMETASKD_SPEC
+    boot.py worker|beat|agent|image NAME                     under the daemon; the spec is in $LIMETASKD_SPEC
     boot.py handler [--settings PATH] -- ARGS           lime-task-handler
     boot.py limefu  [--settings PATH] -- ARGS           limefu
 
@@ -95,7 +95,8 @@ def run_supervised(kind: str) -> int:
         sys.stderr.write(f"{problem}\n")
         tell_daemon(spec.channel, State(spec.name, spec.generation, os.getpid(), Phase.FAILED, reason=problem))
         return EXIT_CONFIG
-    return int(importlib.import_module(f"limetaskd.{kind}.main").main(spec) or 0)
+    module = "limetaskd.worker.image" if kind == "image" else f"limetaskd.{kind}.main"
+    return int(importlib.import_module(module).main(spec) or 0)
 
 
 def run_command(kind: str, arguments: list[str]) -> int:
@@ -115,11 +116,11 @@ def run_command(kind: str, arguments: list[str]) -> int:
 def main(argv: list[str]) -> int:
     kind = argv[1] if len(argv) > 1 else ""
     arrange_path()
-    if kind in ("worker", "beat", "agent"):
+    if kind in ("worker", "beat", "agent", "image"):
         return run_supervised(kind)
     if kind in ("handler", "limefu"):
         return run_command(kind, argv[2:])
-    refuse(f"usage: {argv[0]} worker|beat|agent NAME | handler|limefu [--settings PATH] -- ARGS")
+    refuse(f"usage: {argv[0]} worker|beat|agent|image NAME | handler|limefu [--settings PATH] -- ARGS")
     return EXIT_USAGE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -15,19 +16,21 @@ from limetaskd.core.channel import Event, State
 from limetaskd.daemon import embedded, engine, files, orphans
 from limetaskd.daemon.channel import ChannelServer, Connection
 from limetaskd.daemon.events import EventBus
-from limetaskd.daemon.incarnation import Incarnation, Launch, launch_environment
+from limetaskd.daemon.incarnation import ADOPTED, EXEC, FORK, Incarnation, Launch, launch_environment
 from limetaskd.daemon.launch import (
     AGENT,
     BROKER,
+    IMAGE,
     agent_launch,
     beat_launch,
     broker_launch,
+    image_launch,
     paths_of,
     worker_launch,
 )
 from limetaskd.daemon.logpump import LogPump
 from limetaskd.daemon.pools import Scales
-from limetaskd.daemon.spawner import ProcessRef, spawn
+from limetaskd.daemon.spawner import ProcessRef, become_subreaper, forked, reap_strangers, spawn
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError
 from limetaskd.plan.model import Plan, PoolPlan
@@ -40,6 +43,9 @@ TICK_S = 5.0
 FROZEN_S = 3 * TICK_S
 BROKER_POLL_S = 0.05
 BROKER_PATIENCE_S = 15.0
+# Imports may take long; workers wait for them rather than to import the same beside the image.
+IMAGE_PATIENCE_S = 60.0
+FORK_TIMEOUT_S = 10.0
 
 
 class Daemon:
@@ -66,6 +72,8 @@ class Daemon:
         self._tick_task: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._xmlrpc: engine.XmlRpcServer | None = None
+        self._forking = 0  # forks whose pid is not known yet: it must not be reaped as a stranger's
+        self._early: dict[tuple[str, int, int], tuple[Connection, State]] = {}  # reports that came before the birth
 
     # Pools.
 
@@ -100,6 +108,8 @@ class Daemon:
 
     async def start(self) -> None:
         """Bring everything up; returns when all has been set going (not when all consumes)."""
+        become_subreaper()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap_strangers)
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
         await self.load_scales()
         await self.write_settings()
@@ -107,6 +117,8 @@ class Daemon:
         found = await asyncio.to_thread(orphans.find_all, self.paths)
         if self.plan.embedded:
             await self._start_broker()
+        if self.plan.preload:
+            self._add(IMAGE, "image", lambda generation: image_launch(self.plan, generation)).start()
         self._add(AGENT, "agent", lambda generation: agent_launch(self.plan, generation))
         for pool in self.pools():
             for index in range(pool.workers):
@@ -115,7 +127,7 @@ class Daemon:
             self.add_beat(self.plan.beat_pool)
         orphans.take_over(self, found)
         for unit in self.units.values():
-            if unit.current is None and unit.kind != "broker":
+            if unit.current is None and unit.kind not in {"broker", "image"}:
                 unit.start()
         if self.plan.supervisor_socket:
             self._xmlrpc = engine.XmlRpcServer(
@@ -161,7 +173,7 @@ class Daemon:
         unit = self._add(BROKER, "broker", lambda _generation: broker_launch(self.plan, argv))
         alive = await asyncio.to_thread(orphans.embedded_server, embedded.socket_path(state_dir))
         if alive is not None:
-            unit.adopt(self._incarnation(unit, unit.launch(1), 1, alive))
+            unit.adopt(self.take_over(unit, unit.launch(1), 1, alive, None))
         else:
             unit.start()
         self.background(self._watch_broker(unit))
@@ -210,16 +222,51 @@ class Daemon:
     def restart_policy(self) -> RestartPolicy:
         return RestartPolicy(**dataclasses.asdict(self.plan.restart))
 
-    def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
-        """Start a process by exec. Raises OSError."""
+    async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
+        """Start a process: forked from the image where there is one, else by exec. Raises OSError."""
         board = None
         if launch.board_path is not None:
             board = Board.create(launch.board_path, launch.board_slots)
-        ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path)
-        return self._incarnation(unit, launch, generation, ref, board)
+        environment = launch_environment(launch.env)
+        ref = await self._fork(unit, launch, environment) if launch.forkable else None
+        origin = EXEC if ref is None else FORK
+        if ref is None:
+            ref = spawn(launch.argv, environment, launch.log_path)
+        return self._incarnation(unit, launch, generation, ref, board, origin)
+
+    async def _fork(self, unit: Unit, launch: Launch, environment: dict[str, str]) -> ProcessRef | None:
+        """Let the image fork it; None when there is no image that can, with the reason in the log."""
+        image = self.units.get(IMAGE)
+        if image is None or launch.spec is None:
+            return None
+        deadline = time.monotonic() + IMAGE_PATIENCE_S
+        while image.state == engine.STARTING and time.monotonic() < deadline:
+            await image.changed(1.0)
+        if not image.ready or image.current is None or image.current.connection is None:
+            log.warning(
+                "%s is started by exec: the image %s", unit.name, image.reason or f"is {image.state_name}",
+                extra={"action": "exec_without_image", "worker": unit.name},
+            )  # fmt: skip
+            return None
+        params = {"spec": launch.spec.to_json(), "env": environment, "nice": launch.nice}
+        self._forking += 1
+        try:
+            reply = await image.current.connection.call("fork", params, FORK_TIMEOUT_S)
+            return forked(int(reply["pid"]))
+        except (CommandError, OSError) as error:
+            log.warning("%s is started by exec: the image could not fork it: %s", unit.name, error)
+            return None
+        finally:
+            self._forking -= 1
+            self.reap_strangers()
+
+    def reap_strangers(self) -> None:
+        """SIGCHLD: as a subreaper we get what killed workers leave behind."""
+        if self._forking == 0:
+            reap_strangers({process.pid for unit in self.units.values() for process in unit.processes()})
 
     def _incarnation(
-        self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None = None
+        self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None, origin: str
     ) -> Incarnation:
         incarnation = Incarnation(
             name=unit.name,
@@ -227,16 +274,20 @@ class Daemon:
             launch=launch,
             ref=ref,
             exited=asyncio.get_running_loop().create_future(),
+            origin=origin,
             board=board,
         )
         incarnation.watch(lambda dead: unit.died(dead, dead.exited.result()))
+        early = self._early.pop((unit.name, generation, ref.pid), None)
+        if early is not None:
+            incarnation.connection, incarnation.report = early
         return incarnation
 
     def take_over(
         self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None
     ) -> Incarnation:
         """An incarnation of a process that a dead daemon left behind."""
-        return self._incarnation(unit, launch, generation, ref, board)
+        return self._incarnation(unit, launch, generation, ref, board, ADOPTED)
 
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None:
         """After every death: its record goes; what it held on Redis comes back at once."""
@@ -261,7 +312,8 @@ class Daemon:
         unit = self.units.get(state.name)
         incarnation = unit.incarnation(state.generation, state.pid) if unit is not None else None
         if unit is None or incarnation is None:
-            log.debug("a process that is not ours reported: %s pid %d", state.name, state.pid)
+            # Faster than the answer of the image that forked it; or nobody's.
+            self._early[(state.name, state.generation, state.pid)] = (connection, state)
             return
         unit.reported(incarnation, connection, state)
         if unit.kind == "agent":
@@ -273,9 +325,12 @@ class Daemon:
 
     def _on_close(self, connection: Connection) -> None:
         for unit in self.units.values():
-            for incarnation in (unit.current, unit.successor, *unit.leaving):
-                if incarnation is not None and incarnation.connection is connection:
+            for incarnation in unit.processes():
+                if incarnation.connection is connection:
                     incarnation.connection = None
+        for key, (other, _) in list(self._early.items()):
+            if other is connection:
+                del self._early[key]
 
     # The tick.
 
@@ -309,7 +364,7 @@ class Daemon:
         hurry = self.background(self._hurry())
         if self._xmlrpc is not None:
             self.groups.options.mood = -1  # supervisor's SHUTDOWN
-        stages: tuple[tuple[str, ...], ...] = (("beat", "worker"), ("agent",), ("broker",))
+        stages: tuple[tuple[str, ...], ...] = (("beat", "worker"), ("agent", "image"), ("broker",))
         for kinds in stages:
             units = [unit for unit in self.units.values() if unit.kind in kinds]
             for unit in units:

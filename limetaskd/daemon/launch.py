@@ -17,6 +17,7 @@ from limetaskd.plan.model import Plan, PoolPlan
 BOOT = str(Path(limetaskd.__file__).with_name("boot.py"))
 AGENT = "limetaskd:agent"
 BROKER = "limetaskd:broker"
+IMAGE = "limetaskd:image"
 # The daemon waits this much longer than the process itself, which requeues what still runs at its own deadline.
 STOP_MARGIN_S = 10.0
 HELPER_STOP_S = 10.0
@@ -114,6 +115,10 @@ def _launch(spec: ProcessSpec, env: dict[str, str], nice: int | None, python: st
         board_slots=max(BOARD_SLOTS_MIN, 4 * spec.concurrency) if spec.board else 0,
         fingerprint=spec.fingerprint,
         concurrency=spec.concurrency,
+        spec=spec,
+        nice=nice,
+        # The environment of its own may be meant for its imports, which an image has behind it.
+        forkable=spec.kind in {"worker", "beat"} and not env,
     )
 
 
@@ -183,6 +188,22 @@ def agent_launch(plan: Plan, generation: int) -> Launch:
         fingerprint=_fingerprint(plan, {}),
     )
     return _launch(spec, {}, None, None)
+
+
+def image_launch(plan: Plan, generation: int) -> Launch:
+    """The process that has imported everything and forks workers and the schedule."""
+    paths = paths_of(plan)
+    spec = ProcessSpec(
+        kind="image",
+        name=IMAGE,
+        pool="limetaskd",
+        generation=generation,
+        settings=paths.settings,
+        channel=paths.channel,
+        log=paths.log(IMAGE),
+        fingerprint=_fingerprint(plan, {}),
+    )
+    return _launch(spec, {}, None, plan.python)
 
 
 def broker_launch(plan: Plan, argv: list[str]) -> Launch:

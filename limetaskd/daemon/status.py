@@ -64,7 +64,7 @@ def _daemon(daemon: Daemon) -> dict[str, Any]:
         "helpers": [
             {"name": unit.name, **_process(unit)}
             for unit in daemon.units.values()
-            if unit.kind in {"agent", "broker"}
+            if unit.kind in {"agent", "broker", "image"}
         ],
         "broker": daemon.broker_figures.get("broker"),
         "status": daemon.status_text(),
@@ -116,6 +116,7 @@ def _worker(unit: Unit, figures: dict[int, dict[str, float]]) -> dict[str, Any]:
         "name": unit.name,
         **_process(unit),
         "ready": unit.ready,
+        "origin": current.origin if current is not None else None,
         "uptime_s": round(time.monotonic() - current.started, 3) if current is not None else None,
         "memory_bytes": int(sum(figure["memory"] for figure in known)) if main else None,
         "cpu_percent": round(sum(figure["cpu"] for figure in known if "cpu" in figure), 1) if "cpu" in main else None,
@@ -156,7 +157,7 @@ def running_tasks(daemon: Daemon, only: str | None) -> list[dict[str, Any]]:
         pool = unit.name.split(":")[0]
         if unit.kind != "worker" or (only is not None and pool != only):
             continue
-        for incarnation in (unit.current, unit.successor, *unit.leaving):
+        for incarnation in unit.processes():
             for slot in _slots(incarnation):
                 if slot.running is None:
                     continue
