@@ -13,7 +13,7 @@ from typing import Any
 from limetaskd.core.accepted import Accepted
 from limetaskd.core.board import Board
 from limetaskd.core.channel import Event, State
-from limetaskd.daemon import embedded, engine, files, orphans
+from limetaskd.daemon import embedded, engine, files, gather, orphans
 from limetaskd.daemon.channel import ChannelServer, Connection
 from limetaskd.daemon.events import EventBus
 from limetaskd.daemon.incarnation import ADOPTED, EXEC, FORK, Incarnation, Launch, launch_environment
@@ -29,6 +29,7 @@ from limetaskd.daemon.launch import (
     worker_launch,
 )
 from limetaskd.daemon.logpump import LogPump
+from limetaskd.daemon.memory import Memory, boot_id
 from limetaskd.daemon.pools import Scales
 from limetaskd.daemon.spawner import ProcessRef, become_subreaper, forked, reap_strangers, spawn
 from limetaskd.daemon.unit import Unit
@@ -43,6 +44,7 @@ TICK_S = 5.0
 FROZEN_S = 3 * TICK_S
 BROKER_POLL_S = 0.05
 BROKER_PATIENCE_S = 15.0
+MEMORY_PAUSE_S = 0.2
 # Imports may take long; workers wait for them rather than to import the same beside the image.
 IMAGE_PATIENCE_S = 60.0
 FORK_TIMEOUT_S = 10.0
@@ -68,6 +70,10 @@ class Daemon:
         self.reload_requested = asyncio.Event()
         self.stop_requested = asyncio.Event()
         self.stop_now = asyncio.Event()
+        self.upgrade_requested = asyncio.Event()
+        self.replacing = False  # this process becomes newer code: its workers run on
+        self.strangers_to_keep: set[int] = set()  # children that are no units, whose exit somebody waits for
+        self._memory_changed = asyncio.Event()
         self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)
         self._tick_task: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -112,6 +118,7 @@ class Daemon:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap_strangers)
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
         await self.load_scales()
+        memory = await self._load_memory()
         await self.write_settings()
         self.channel.start()
         found = await asyncio.to_thread(orphans.find_all, self.paths)
@@ -125,10 +132,13 @@ class Daemon:
                 self.add_worker(pool.name, index)
         if self.plan.beat_pool is not None:
             self.add_beat(self.plan.beat_pool)
+        stopped = self._recall(memory)
         orphans.take_over(self, found)
         for unit in self.units.values():
-            if unit.current is None and unit.kind not in {"broker", "image"}:
+            if unit.current is None and unit.kind not in {"broker", "image"} and unit.name not in stopped:
                 unit.start()
+        self.events.subscribe(lambda _event: self._memory_changed.set())
+        self.background(self._keep_memory())
         if self.plan.supervisor_socket:
             self._xmlrpc = engine.XmlRpcServer(
                 self.groups, self.paths.supervisor, self.stop_requested.set, self.reload_requested.set
@@ -157,6 +167,63 @@ class Daemon:
         except ValueError as error:
             aside = await asyncio.to_thread(files.set_aside, self.paths.scale)
             log.error("%s: %s; set aside as %s, pools start as configured", self.paths.scale, error, aside)
+
+    async def _load_memory(self) -> Memory | None:
+        """What a daemon that died or was replaced knew; a damaged file is set aside."""
+        text = await asyncio.to_thread(files.read, self.paths.memory)
+        if text is None:
+            return None
+        try:
+            memory = Memory.from_json(text)
+        except ValueError as error:
+            aside = await asyncio.to_thread(files.set_aside, self.paths.memory)
+            log.error("%s: %s; set aside as %s", self.paths.memory, error, aside, extra={"action": "set_aside"})
+            return None
+        self.generation = memory.generation
+        self.scales.by_pool.update({name: scale for name, scale in memory.scales.items() if self.plan.pool(name)})
+        return memory
+
+    def _recall(self, memory: Memory | None) -> set[str]:
+        """Give the units their history; the names that an operator had stopped."""
+        if memory is None:
+            return set()
+        same_boot = memory.boot_id == boot_id()
+        for name, known in memory.units.items():
+            unit = self.units.get(name)
+            if unit is not None:
+                unit.recall(known, same_boot=same_boot)
+        return {name for name, known in memory.units.items() if known.stopped}
+
+    async def save_memory(self) -> None:
+        units = {name: unit.remember() for name, unit in self.units.items() if not unit.leftover}
+        memory = Memory(boot_id(), self.generation, units, dict(self.scales.by_pool))
+        await asyncio.to_thread(files.write_atomically, self.paths.memory, memory.to_json())
+
+    async def _keep_memory(self) -> None:
+        """Save soon after each change, many changes at once."""
+        while True:
+            await self._memory_changed.wait()
+            self._memory_changed.clear()
+            if self.state != "stopping":
+                await self.save_memory()
+            await asyncio.sleep(MEMORY_PAUSE_S)
+
+    async def refresh_image(self) -> None:
+        """Replace the image when its modules or settings are not those of now. Its failure is in the log."""
+        image = self.units.get(IMAGE)
+        if image is None:
+            return
+        current = image.current
+        if current is not None and current.connection is not None and image.ready:
+            if current.launch.fingerprint == image.launch(image.generation).fingerprint:
+                changed = (await current.connection.call("stale", {}, FORK_TIMEOUT_S))["changed"]
+                if not changed:
+                    return
+                log.info("the image is replaced: %s changed", ", ".join(changed), extra={"action": "image_stale"})
+            await gather.roll(self, image)
+            return
+        image.start()
+        await image.started()
 
     async def write_settings(self) -> None:
         """What workers and senders read: the settings (secret) and the accepted routing (public)."""
@@ -240,7 +307,7 @@ class Daemon:
         if image is None or launch.spec is None:
             return None
         deadline = time.monotonic() + IMAGE_PATIENCE_S
-        while image.state == engine.STARTING and time.monotonic() < deadline:
+        while image.state in {engine.STARTING, engine.STOPPING} and time.monotonic() < deadline:
             await image.changed(1.0)
         if not image.ready or image.current is None or image.current.connection is None:
             log.warning(
@@ -263,7 +330,8 @@ class Daemon:
     def reap_strangers(self) -> None:
         """SIGCHLD: as a subreaper we get what killed workers leave behind."""
         if self._forking == 0:
-            reap_strangers({process.pid for unit in self.units.values() for process in unit.processes()})
+            known = {process.pid for unit in self.units.values() for process in unit.processes()}
+            reap_strangers(known | self.strangers_to_keep)
 
     def _incarnation(
         self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None, origin: str
@@ -373,6 +441,7 @@ class Daemon:
         hurry.cancel()
         await asyncio.to_thread(files.remove, self.paths.accepted)
         await asyncio.to_thread(files.remove, self.paths.settings)
+        await asyncio.to_thread(files.remove, self.paths.memory)
 
     async def _hurry(self) -> None:
         await self.stop_now.wait()

@@ -13,6 +13,7 @@ from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 from limetaskd.daemon.incarnation import Launch
 from limetaskd.plan.diff import FOLLOWED_SETTINGS
 from limetaskd.plan.model import Plan, PoolPlan
+from limetaskd.version import __version__
 
 BOOT = str(Path(limetaskd.__file__).with_name("boot.py"))
 AGENT = "limetaskd:agent"
@@ -22,6 +23,8 @@ IMAGE = "limetaskd:image"
 STOP_MARGIN_S = 10.0
 HELPER_STOP_S = 10.0
 BOARD_SLOTS_MIN = 64
+# Helpers run our code: those of another version are replaced, while workers run on until somebody restarts them.
+HELPER: dict[str, object] = {"version": __version__}
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,10 @@ class Paths:
     @property
     def scale(self) -> str:
         return self._under(self.state_dir, "scale.json")
+
+    @property
+    def memory(self) -> str:
+        return self._under(self.runtime_dir, "memory.json")
 
     def log(self, name: str) -> str:
         return self._under(self.logs, f"{name}.log")
@@ -168,7 +175,7 @@ def beat_launch(plan: Plan, pool_name: str, generation: int) -> Launch:
         log=paths.log(name),
         state=paths.beat,
         record=paths.record(name, generation),
-        fingerprint=_fingerprint(plan, {}),
+        fingerprint=_fingerprint(plan, HELPER),
     )
     return _launch(spec, pool.env if pool else {}, None, plan.python)
 
@@ -185,7 +192,7 @@ def agent_launch(plan: Plan, generation: int) -> Launch:
         channel=paths.channel,
         log=paths.log(AGENT),
         record=paths.record(AGENT, generation),
-        fingerprint=_fingerprint(plan, {}),
+        fingerprint=_fingerprint(plan, HELPER),
     )
     return _launch(spec, {}, None, None)
 
@@ -201,7 +208,7 @@ def image_launch(plan: Plan, generation: int) -> Launch:
         settings=paths.settings,
         channel=paths.channel,
         log=paths.log(IMAGE),
-        fingerprint=_fingerprint(plan, {}),
+        fingerprint=_fingerprint(plan, HELPER),
     )
     return _launch(spec, {}, None, plan.python)
 

@@ -23,6 +23,7 @@ from limetaskd.daemon import engine
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.events import EventBus
 from limetaskd.daemon.incarnation import Incarnation, Launch
+from limetaskd.daemon.memory import UnitMemory
 from limetaskd.daemon.spawner import Exit
 from limetaskd.errors import CommandError
 from limetaskd.policy.restart import FATAL_RETRY_S, RestartPolicy
@@ -133,6 +134,15 @@ class Unit:
         return None
 
     # Start and death.
+
+    def remember(self) -> UnitMemory:
+        """What the next daemon should know."""
+        return UnitMemory(self.restarts, tuple(self._deaths), self.state in {engine.STOPPED, engine.STOPPING})
+
+    def recall(self, memory: UnitMemory, *, same_boot: bool) -> None:
+        """What the last daemon knew."""
+        self.restarts = memory.restarts
+        self._deaths = list(memory.deaths) if same_boot else []
 
     def start(self) -> None:
         """Bring it up if it is down; a unit that is being stopped starts when that is done."""

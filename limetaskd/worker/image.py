@@ -250,7 +250,8 @@ class Image:
         root = logging.getLogger()
         for handler in list(root.handlers):
             root.removeHandler(handler)
-            handler.close()
+            if isinstance(handler, logs.WatchedFile):
+                os.close(handler.stream.fileno())
         os.environ.clear()
         os.environ.update(env)
         os.environ[SPEC_VARIABLE] = spec.to_json()
