@@ -191,9 +191,9 @@ def queue_figures(daemon: Daemon) -> list[dict[str, Any]]:
 
 
 def _measure(pids: set[int]) -> dict[int, dict[str, float]]:
-    """Private memory (resident less shared pages) in bytes and CPU in percent; reads /proc, so it runs in a thread.
+    """PSS in bytes and CPU in percent; reads /proc, half a millisecond a process, so it runs in a thread.
 
-    Shared pages would be counted once for each child: a forked pool would look several times its size.
+    PSS counts each shared page in shares. With RSS, a pool that was forked would look several times its size.
     """
     for pid in list(_processes):
         if pid not in pids:
@@ -203,13 +203,13 @@ def _measure(pids: set[int]) -> dict[int, dict[str, float]]:
         known = _processes.get(pid)
         try:
             process = known if known is not None else psutil.Process(pid)
-            memory = process.memory_info()
+            memory = process.memory_full_info().pss
             cpu = process.cpu_percent(interval=None)
         except psutil.Error:
             _processes.pop(pid, None)
             continue
         _processes[pid] = process
-        figures[pid] = {"memory": max(0, memory.rss - memory.shared)}
+        figures[pid] = {"memory": memory}
         if known is not None:  # the first measurement has nothing to compare with
             figures[pid]["cpu"] = cpu
     return figures
