@@ -57,7 +57,7 @@ def configuration(broker: str, backend: str, preload: bool) -> dict[str, Any]:
         },
         "limetaskd": {
             "strategy": "dedicated", "concurrency": 2, "imports": ["benchtasks"], "preload": preload,
-            "restart": {"intensity": 1000},
+            "restart": {"intensity": 1000, "initial": "1ms", "max": "1ms"},
         },
     }  # fmt: skip
 

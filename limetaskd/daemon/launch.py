@@ -109,7 +109,9 @@ def _fingerprint(plan: Plan, document: dict[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _launch(spec: ProcessSpec, env: dict[str, str], nice: int | None, python: str | None) -> Launch:
+def _launch(
+    spec: ProcessSpec, env: dict[str, str], nice: int | None, python: str | None, *, shared_interpreter: bool = False
+) -> Launch:
     argv = [python or sys.executable, BOOT, spec.kind, spec.name]
     if nice is not None:
         argv = ["nice", "-n", str(nice), *argv]
@@ -125,7 +127,8 @@ def _launch(spec: ProcessSpec, env: dict[str, str], nice: int | None, python: st
         spec=spec,
         nice=nice,
         # The environment of its own may be meant for its imports, which an image has behind it.
-        forkable=spec.kind in {"worker", "beat"} and not env,
+        # The agent runs in the daemon's interpreter, the image in that of the workers: only if they are one.
+        forkable=not env and (spec.kind in {"worker", "beat"} or (spec.kind == "agent" and shared_interpreter)),
     )
 
 
@@ -194,7 +197,7 @@ def agent_launch(plan: Plan, generation: int) -> Launch:
         record=paths.record(AGENT, generation),
         fingerprint=_fingerprint(plan, HELPER),
     )
-    return _launch(spec, {}, None, None)
+    return _launch(spec, {}, None, None, shared_interpreter=plan.python is None)
 
 
 def image_launch(plan: Plan, generation: int) -> Launch:

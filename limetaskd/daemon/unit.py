@@ -164,6 +164,7 @@ class Unit:
 
     async def _bear(self) -> None:
         """Start a process; it may take a moment (an image forks it), and a stop may come meanwhile."""
+        begun = time.monotonic()
         try:
             incarnation = await self._new_incarnation()
         except OSError as error:
@@ -181,6 +182,10 @@ class Unit:
             incarnation.end(now=True)
             return
         self.current = incarnation
+        self._host.events.emit(
+            "process_started", process=self.name, pid=incarnation.pid, origin=incarnation.origin,
+            took_ms=round((time.monotonic() - begun) * 1000, 3),
+        )  # fmt: skip
         if self.state == engine.STOPPING:
             incarnation.end(now=True)
         elif incarnation.report is not None:  # it has reported already

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 EX_CONFIG = 78
 CONNECT_TIMEOUT_S = 10.0
 _PR_SET_NAME = 15
+_ANSWER_BYTES = 256
 # What a worker and a schedule import later, and would each import for themselves.
 _PRELOAD = (
     "celery.apps.worker",
@@ -53,6 +54,7 @@ _PRELOAD = (
     "kombu.asynchronous.hub",
     "kombu.asynchronous.timer",
     "kombu.utils.eventio",
+    "limetaskd.agent.main",
     "limetaskd.beat.main",
     "limetaskd.core.record",
     "limetaskd.worker.main",
@@ -214,13 +216,14 @@ class Image:
             os.close(reader)
             return self._between(spec, env, command.params.get("nice"), writer)
         os.close(writer)
-        with os.fdopen(reader) as answer:
-            text = answer.read()
-        os.waitpid(between, 0)
+        # One message, not until its end: the answer need not wait for either child to be scheduled once more.
+        text = os.read(reader, _ANSWER_BYTES).decode()
+        os.close(reader)
         if text.isdigit():
             self._reply(Reply(command.id, result={"pid": int(text)}))
         else:
             self._reply(Reply(command.id, text or "the fork failed"))
+        os.waitpid(between, 0)
         return None
 
     def _between(self, spec: ProcessSpec, env: dict[str, str], nice: Any, writer: int) -> ProcessSpec:

@@ -106,6 +106,13 @@ def site(tmp_path: Path, urls: Urls) -> Iterator[Site]:  # noqa: F811
 
 
 @pytest.fixture
+def amqp_site(tmp_path: Path, amqp_url: str, redis_url: str) -> Iterator[Site]:
+    made = Site(tmp_path, Urls("amqp", amqp_url, redis_url))
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def redis_site(tmp_path: Path, redis_url: str) -> Iterator[Site]:
     made = Site(tmp_path, Urls("redis", redis_url, redis_url), schedule=True)
     yield made
@@ -129,7 +136,8 @@ def test_without_queues_it_consumes_all_configured_ones(site: Site) -> None:
     assert drain_and_wait(process) == 0
 
 
-def test_queues_are_configured_names_or_actual_ones_of_this_cluster(site: Site) -> None:
+def test_queues_are_configured_names_or_actual_ones_of_this_cluster(amqp_site: Site) -> None:
+    site = amqp_site
     prefix = {"LIME_TASK_QUEUE_PREFIX": "prod"}
     first = site.start("-Q", "q_asap,prod_q_background", **prefix)
     assert site.consumed(first.log) == ["prod_q_asap", "prod_q_background"]
@@ -148,14 +156,15 @@ def test_an_unknown_queue_is_refused_with_the_known_ones(redis_site: Site) -> No
         assert "lime_default_task_queue, q_asap, q_background" in done.stderr
 
 
-def test_several_handlers_run_on_one_host(site: Site) -> None:
-    processes = [site.start("-c", "1") for _ in range(2)]
+def test_several_handlers_run_on_one_host(amqp_site: Site) -> None:
+    processes = [amqp_site.start("-c", "1") for _ in range(2)]
     for process in processes:
         assert process.popen.poll() is None
         assert drain_and_wait(process) == 0
 
 
-def test_control_c_drains_and_a_second_one_stops_at_once(site: Site) -> None:
+def test_control_c_drains_and_a_second_one_stops_at_once(amqp_site: Site) -> None:
+    site = amqp_site
     process = site.start("-c", "1")
     gate = site.folder / "gate"
     site.app.send_task("jobs.until", (str(gate), 1))
@@ -188,7 +197,7 @@ def test_pools_and_other_options_of_celery_are_passed_on(redis_site: Site, pool:
 
 
 def test_autoscale(redis_site: Site) -> None:
-    process = redis_site.start("--autoscale", "4,1")
+    process = redis_site.start("--autoscale", "4,1", "--without-mingle")
     sent = [redis_site.app.send_task("jobs.number", (n, 0.05)) for n in range(20)]
     assert [result.get(timeout=60) for result in sent] == list(range(20))
     assert drain_and_wait(process) == 0
