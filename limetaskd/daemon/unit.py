@@ -156,6 +156,15 @@ class Unit:
         elif self.state == engine.BACKOFF:
             self._spawn()
 
+    def revive(self, launch: Callable[[int], Launch]) -> None:
+        """It is wanted again while its last process finishes its tasks: that one leaves, a new one may come."""
+        self.launch = launch
+        self.leftover = self._start_again = False
+        if self.state == engine.STOPPING and self.current is not None:
+            self.leaving.append(self.current)
+            self.current = None
+            self.machine.change_state(engine.STOPPED)
+
     def _spawn(self) -> None:
         self._cancel_timer()
         self.reason = None

@@ -234,8 +234,6 @@ limetaskd:
          "limetaskd.limits.worker_memory: this version does not enforce it"),
         ("limetaskd: {pools: {all: {limits: {memory_soft: 1GiB}}}}",
          "limetaskd.pools.all.limits.memory_soft: this version does not enforce it"),
-        ("limetaskd: {pools: {all: {autoscale: {max: 4}}}}",
-         "limetaskd.pools.all.autoscale: autoscale does nothing: this version does not enforce it"),
         ("limetaskd: {pools: {all: {pool: threads, time_limit: 5m}}}",
          "limetaskd.pools.all.pool: Celery's time limits do not work in a pool of threads"),
         ("limetaskd: {celery: {task_acks_late: false}}",

@@ -90,10 +90,10 @@ def test_the_scheduled_category_goes() -> None:
     assert "~ schedule: owner scheduled -> default\n" in render_diff(difference)
 
 
-def test_a_pool_that_gets_another_queue_is_rolled() -> None:
+def test_a_pool_that_gets_another_queue_begins_in_place() -> None:
     difference = changed("asap: {concurrency: 4,", "asap: {queues: [q_asap, q_scheduled], concurrency: 4,")
     (change,) = difference.pools_changed
-    assert (change.name, change.how) == ("asap", ROLLED)
+    assert (change.name, change.how) == ("asap", IN_PLACE)
     assert change.changes == (Change("queues", ["q_asap"], ["q_asap", "q_scheduled"]),)
     assert difference.pools_removed == ("scheduled",)
     assert difference.beat == ("scheduled", "asap")
@@ -103,7 +103,7 @@ def test_a_new_default_queue_is_routing() -> None:
     difference = changed("tasks:", "tasks:\n  task_queue_name: q_new")
     assert difference.routing == (Change("default", "lime_default_task_queue", "q_new"),)
     assert (difference.queues_added, difference.queues_removed) == (("q_new",), ("lime_default_task_queue",))
-    assert difference.rolled == ("default",)
+    assert (difference.rolled, difference.in_place) == ((), ("default",))
 
 
 def test_a_queue_that_is_bound_anew_rolls_its_pool() -> None:
