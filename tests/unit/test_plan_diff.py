@@ -54,6 +54,7 @@ def test_nothing() -> None:
         ("asap", "asap: {", "asap: {limits: {time_grace: 9}, ", IN_PLACE),
         ("asap", "asap: {", "asap: {shutdown_timeout: 9, ", IN_PLACE),
         ("asap", "workers: 2}\n    default", "workers: 3}\n    default", IN_PLACE),
+        ("asap", "asap: {", "asap: {autoscale: {min: 2, max: 9}, ", IN_PLACE),
         ("asap", "asap: {", "asap: {prefetch: 9, ", ROLLED),
         ("asap", "asap: {", "asap: {env: {A: b}, ", ROLLED),
         ("asap", "asap: {", "asap: {nice: 3, ", ROLLED),
@@ -157,6 +158,12 @@ def test_what_needs_a_restart_of_the_daemon(new: str, key: str) -> None:
 def test_embedded_needs_a_restart_too() -> None:
     difference = diff(plan_of(BASE), plan_of(BASE, embedded=True))
     assert [change.key for change in difference.restart] == ["embedded"]
+
+
+def test_the_log_level_restarts_nothing() -> None:
+    difference = changed("limetaskd:", "limetaskd:\n  logging: {level: DEBUG}")
+    assert [change.key for change in difference.daemon] == ["logging"]
+    assert (difference.settings, difference.pools_changed, difference.schedule_changed) == ((), (), False)
 
 
 def test_what_the_daemon_takes_over_by_itself() -> None:
