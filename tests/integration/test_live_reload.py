@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from kombu import Connection
 
 from tests.support import crm, load
 from tests.support.daemon import Daemon
@@ -97,6 +100,43 @@ def test_every_change_under_load(daemon: Daemon, config: dict[str, Any]) -> None
     work.check()
 
 
+def test_no_queue_is_ever_without_a_consumer(amqp_url: str, redis_url: str, make_daemon: MakeDaemon) -> None:
+    config = crm.configuration(amqp_url, redis_url, imports=[crm.MODULE, load.MODULE], pools={})
+    daemon = make_daemon(config)
+    daemon.module(crm.MODULE, crm.SOURCE)
+    daemon.module(load.MODULE, load.SOURCE)
+    daemon.start()
+    daemon.wait_running()
+    names = ("lime_default_task_queue", "q_asap", "q_background")
+    seen: Counter[str] = Counter()
+    bare: list[str] = []
+    done = threading.Event()
+
+    def look() -> None:
+        with Connection(amqp_url) as connection:
+            channel = connection.channel()
+            while not done.is_set():
+                for name in names:
+                    seen[name] += 1
+                    if not channel.queue_declare(name, passive=True).consumer_count:
+                        bare.append(name)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        reload(daemon, config, pools={"asap": {"queues": ["q_asap", "q_background"]}})
+        reload(daemon, config, pools={"default": {"queues": ["lime_default_task_queue", "q_asap"]}})
+        reload(daemon, config, strategy="all-in-one")
+        reload(daemon, config, celery={"worker_max_tasks_per_child": 1000})
+        reload(daemon, config, imports=[crm.MODULE])
+        daemon.ctl("restart", "asap", "background", "default")
+    finally:
+        done.set()
+        looking.join()
+    assert bare == []
+    assert min(seen.values()) > 50
+
+
 def test_a_removed_queue_is_consumed_until_it_is_empty(daemon: Daemon, config: dict[str, Any]) -> None:
     events = daemon.ctl("pause", "q_background")
     assert events["queues"][0]["action"] == "paused"
@@ -181,7 +221,7 @@ def test_a_rolling_restart_of_several_workers_ends_at_the_first_that_fails(
     before = pids(daemon)
     with Load(daemon, CATEGORIES) as work:
         work.goes_on()
-        daemon.ctl("restart", "asap")
+        daemon.ctl("restart", "asap", "asap:0", "--at-once", "2")
         after = pids(daemon)
         assert all(after[name] != before[name] for name in ("asap:0", "asap:1"))
         daemon.module(load.MODULE, "raise RuntimeError('broken on purpose')")
