@@ -74,7 +74,8 @@ class Scales:
             if before is None or after is None:
                 del self.by_pool[name]
                 continue
-            if before.concurrency != after.concurrency:
+            # A share of the CPUs changes with the other pools: nobody has changed this value in the file.
+            if before.concurrency != after.concurrency and not (before.shared and after.shared):
                 scale = dataclasses.replace(scale, concurrency=None)
             if before.workers != after.workers:
                 scale = dataclasses.replace(scale, workers=None)

@@ -36,9 +36,14 @@ async def document(daemon: Daemon, only: str | None) -> dict[str, Any]:
         "pools": [_pool(daemon, pool, figures) for pool in pools],
         "queues": [
             figure for figure in queue_figures(daemon)
-            if only is None or figure["name"] in {_actual(daemon, name) for pool in pools for name in pool.queues}
+            if only is None or figure["name"] in _names_of(daemon, pools)
         ],
     }  # fmt: skip
+
+
+def _names_of(daemon: Daemon, pools: list[PoolPlan]) -> set[str]:
+    """Actual names of what these pools consume or have paused."""
+    return {_actual(daemon, name) for pool in pools for name in daemon.steering.queues_of(pool)}
 
 
 def _actual(daemon: Daemon, name: str) -> str:

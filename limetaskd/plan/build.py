@@ -112,6 +112,7 @@ def _pool(loaded: LoadedConfig, name: str, queues: tuple[str, ...], pool: PoolCo
         env=dict(pool.env),
         nice=pool.nice,
         autoscale=_autoscale(pool),
+        shared=not isinstance(wanted, int),
     )
 
 

@@ -14,7 +14,7 @@ IN_PLACE = "in_place"  # the processes that run take it over
 ROLLED = "rolled"  # needs new processes, one after the other
 
 # Of a pool: what running workers, or the daemon for them, can take over.
-_LIVE_POOL = frozenset({"queues", "concurrency", "workers", "shutdown_timeout_s", "limits", "autoscale"})
+_LIVE_POOL = frozenset({"queues", "concurrency", "workers", "shutdown_timeout_s", "limits", "autoscale", "shared"})
 # Of the daemon: needs a stop and a start.
 _RESTART = ("runtime_dir", "state_dir", "control", "user", "supervisor_socket", "embedded")
 _DAEMON = ("logging", "restart")

@@ -48,6 +48,7 @@ class PoolPlan:
     env: dict[str, str] = field(default_factory=dict)
     nice: int | None = None
     autoscale: AutoscalePlan | None = None
+    shared: bool = False  # `concurrency: auto`: its slots are its share of the CPUs, and change with the other pools
 
     def slots(self, index: int) -> int:
         """Slots of worker `index`: the pool's slots shared evenly, the first workers get the rest; at least 1."""
