@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
 import signal
 import subprocess
@@ -31,6 +33,10 @@ WORDS = {
     "restart": "asap:0 background",
     "scale": "asap=4 background=default",
     "reload": "",
+    "pause": "lime_task_queue_asap --reason=maintenance",
+    "resume": "lime_task_queue_asap",
+    "drain": "asap",
+    "why": "asap",
     "tasks": "",
     "routes": "",
     "queues": "",
@@ -48,6 +54,8 @@ def test_a_command_calls_its_method_with_the_documented_parameters(server: Contr
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\n")
     (request,) = server.requests
+    client = request.pop("client")
+    assert (client["uid"], client["user"]) == (os.getuid(), pwd.getpwuid(os.getuid()).pw_name)
     assert request == {"jsonrpc": "2.0", "id": 1, "method": name, "params": examples()[name]["params"]}
 
 

@@ -157,6 +157,14 @@ def warnings(text: str) -> list[str]:
         ("limetaskd: {pools: {all: {pool: solo, concurrency: 3}}}",
          "limetaskd.pools.all.concurrency = 3: a solo worker runs one task at a time: set workers: 3, and leave concurrency"
          " out"),
+        ("limetaskd: {pools: {all: {autoscale: {min: 3, max: 2}}}}",
+         "limetaskd.pools.all.autoscale.min = 3: must not be above max (2)"),
+        ("limetaskd: {concurrency: 4, pools: {all: {workers: 2, autoscale: {min: 1, max: 4}}}}",
+         "limetaskd.pools.all.autoscale.min = 1: must not be below workers (2): it counts the slots of the whole pool"),
+        ("limetaskd: {pools: {all: {pool: threads, autoscale: {max: 4}}}}",
+         "limetaskd.pools.all.autoscale: the slots of a threads pool are fixed at its start: use prefork"),
+        ("limetaskd: {pools: {all: {pool: solo, autoscale: {max: 4}}}}",
+         "limetaskd.pools.all.autoscale: a solo worker runs one task at a time: use prefork"),
         # pools
         ("limetaskd: {pools: {alll: {workers: 1}}}",
          "limetaskd.pools.alll: no such pool with the strategy all-in-one. The pools are: all. Did you mean all?"),
@@ -234,8 +242,6 @@ limetaskd:
          "limetaskd.limits.worker_memory: this version does not enforce it"),
         ("limetaskd: {pools: {all: {limits: {memory_soft: 1GiB}}}}",
          "limetaskd.pools.all.limits.memory_soft: this version does not enforce it"),
-        ("limetaskd: {pools: {all: {autoscale: {max: 4}}}}",
-         "limetaskd.pools.all.autoscale: autoscale does nothing: this version does not enforce it"),
         ("limetaskd: {pools: {all: {pool: threads, time_limit: 5m}}}",
          "limetaskd.pools.all.pool: Celery's time limits do not work in a pool of threads"),
         ("limetaskd: {celery: {task_acks_late: false}}",

@@ -23,6 +23,10 @@ SUMMARIES = {
     "restart": "restart workers or pools, rolling",
     "scale": "change the task slots (or worker processes) of pools, live",
     "reload": "reread the configuration and apply what changed",
+    "pause": "stop consuming queues on this host",
+    "resume": "consume paused queues again",
+    "drain": "let the workers of a pool finish, and stop them",
+    "why": "the last scaling decisions of a pool",
     "tasks": "what runs now",
     "routes": "the routing table",
     "queues": "depth, consumers and oldest wait of the queues",
@@ -37,7 +41,7 @@ SUMMARIES = {
 
 # Names that are promised; typing one says so instead of "unknown".
 LATER = (
-    "pause", "resume", "drain", "kill", "revoke", "quarantine", "beat", "show", "why", "keys", "top",
+    "kill", "revoke", "quarantine", "beat", "show", "keys", "top",
     "health", "doctor",
 )  # fmt: skip
 
