@@ -59,7 +59,7 @@ def test_a_command_calls_its_method_with_the_documented_parameters(server: Contr
     assert request == {"jsonrpc": "2.0", "id": 1, "method": name, "params": examples()[name]["params"]}
 
 
-@pytest.mark.parametrize("name", WORDS.keys() - {"logs"})
+@pytest.mark.parametrize("name", sorted(WORDS.keys() - {"logs"}))
 def test_json_prints_the_result_as_it_is(server: ControlServer, name: str) -> None:
     done = ctl(server, f"{name} {WORDS[name]} --json")
     assert (done.returncode, done.stderr) == (0, "")
