@@ -5,8 +5,9 @@ It reports State with `data`:
     {"broker": {"up": bool, "error": str | null},
      "queues": [{"name": actual, "depth": int | null, "consumers": int | null, "oldest_wait_s": float | null}]}
 
-and knows the commands `restore` {} -> {"restored": n}, `purge` {"queue": actual} -> {"purged": n}, `settings` {}
-(read the settings file again), `reopen` {} (its log file) and `drain` {} (exit 0).
+and knows the commands of `results.py`, `quarantine` (see `quarantine.py`), `restore` {} -> {"restored": n}, `purge`
+{"queue": actual} -> {"purged": n}, `settings` {} (read the settings file again), `reopen` {} (its log file) and
+`drain` {} (exit 0).
 """
 
 from __future__ import annotations

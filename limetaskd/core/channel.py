@@ -10,9 +10,10 @@ connection, at each change and every `REPORT_INTERVAL_S`, never a difference, so
     process -> daemon   {"v": 1, "type": "reply", "id": 7, "error": null, "result": {}}
     process -> daemon   {"v": 1, "type": "event", "event": "name", "fields": {...}}
 
-Commands a worker knows: `drain` (cancel consumers, finish what runs, exit 0), `grow`/`shrink` {"slots": n},
-`reopen` (its log file), `consume`/`cancel` {"queue": configured name}. A beat knows `drain`, `reopen`. The agent:
-`reopen`, `restore`, `purge`, `ready`; see `limetaskd/agent`.
+Commands a worker knows: `drain` (cancel consumers, finish what runs, exit 0), `grow`/`shrink` {"slots": n}, `retire`
+{"pid"} (a pool child, replaced after its task), `reopen` (its log file), `consume`/`cancel` {"queue": configured name},
+`revoke` {"id"} of a task. A beat knows `drain`, `reopen`. The agent: `reopen`, `restore`, `purge`, `ready` and more;
+see `limetaskd/agent`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class State:
     active: int | None = None
     reserved: int | None = None
     concurrency: int | None = None
-    data: dict[str, Any] = field(default_factory=dict)  # the agent's figures
+    data: dict[str, Any] = field(default_factory=dict)  # the agent's figures; a worker's signs of life
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,13 @@ SUMMARIES = {
     "scale": "change the task slots (or worker processes) of pools, live",
     "reload": "reread the configuration and apply what changed",
     "tasks": "what runs now",
+    "kill": "end a task that runs, for good",
+    "revoke": "a task that waits will not run",
     "routes": "the routing table",
     "queues": "depth, consumers and oldest wait of the queues",
     "purge": "drop all waiting tasks of a queue",
+    "quarantine": "tasks that killed their workers: list, show, replay, drop",
+    "show": "post-mortems and history of a worker or pool",
     "logs": "the log of the daemon or of a worker",
     "events": "live stream of state changes, a JSON object a line",
     "upgrade": "replace the daemon's code by the installed one; the workers run on",
@@ -37,7 +41,7 @@ SUMMARIES = {
 
 # Names that are promised; typing one says so instead of "unknown".
 LATER = (
-    "pause", "resume", "drain", "kill", "revoke", "quarantine", "beat", "show", "why", "keys", "top",
+    "pause", "resume", "drain", "beat", "why", "keys", "top",
     "health", "doctor",
 )  # fmt: skip
 

@@ -7,13 +7,17 @@ from typing import Any
 
 from limetaskd.daemon.commands import (
     events,
+    kill,
     logs,
     purge,
+    quarantine,
     queues,
     reload,
     restart,
+    revoke,
     routes,
     scale,
+    show,
     shutdown,
     start,
     status,
@@ -29,13 +33,17 @@ Command = Callable[[Daemon, Params], Awaitable[dict[str, Any]]]
 
 COMMANDS: dict[str, Command] = {
     "events": events.run,
+    "kill": kill.run,
     "logs": logs.run,
     "purge": purge.run,
+    "quarantine": quarantine.run,
     "queues": queues.run,
     "reload": reload.run,
     "restart": restart.run,
+    "revoke": revoke.run,
     "routes": routes.run,
     "scale": scale.run,
+    "show": show.run,
     "shutdown": shutdown.run,
     "start": start.run,
     "status": status.run,
@@ -49,7 +57,7 @@ CHANGES = frozenset({"purge", "reload", "restart", "scale", "start", "stop", "up
 # Methods that the contract names and this version does not have: the client says so, and so do we.
 LATER = frozenset(
     {
-        "pause", "resume", "drain", "kill", "revoke", "quarantine", "beat", "show", "why", "keys", "top",
+        "pause", "resume", "drain", "beat", "why", "keys", "top",
         "health", "doctor",
     }
 )  # fmt: skip
