@@ -1,7 +1,8 @@
 """The agent's hand in the result store: what the daemon has to say of a task whose worker can say nothing any more.
 
     end_task {"id", "reason", "text"}    tombstone and FAILURE -> {"state": "FAILURE" or, when it was first, "SUCCESS"}
-    count_deaths {"deaths": [{"id", "death": {...}}]}   -> {"counts": {id: deaths known now}}
+    count_deaths {"deaths": [{"id", "death": {...} or null: not to be counted}]}
+                                         -> {"counts": {id: deaths known now}, "done": ids whose SUCCESS is stored}
     revoke {"id"}                        tombstone, and word to the workers of all hosts
 
 The store is not the broker: these work while that is away. Celery is imported with the first of them.
@@ -95,7 +96,14 @@ class ResultStore:
         return {"state": states.FAILURE, "marked": marked}
 
     def _count_deaths(self, params: dict[str, Any]) -> dict[str, Any]:
-        counts = {}
+        from celery import states
+
+        stores = self._settings.backend_url is not None
+        counts, done = {}, []
         for item in params["deaths"]:
-            counts[str(item["id"])] = len(self.marks.died(str(item["id"]), dict(item["death"])))
-        return {"counts": counts}
+            task_id, death = str(item["id"]), item["death"]
+            if stores and self.app.backend.get_state(task_id) == states.SUCCESS:
+                done.append(task_id)
+            elif death is not None:
+                counts[task_id] = len(self.marks.died(task_id, dict(death)))
+        return {"counts": counts, "done": done}

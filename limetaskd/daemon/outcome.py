@@ -136,8 +136,6 @@ async def finish(
     """Tombstone, FAILURE and the record of a task that nobody else can finish. `ended`: monotonic s; None: now."""
     running = slot.running
     assert running is not None
-    begin = running.started_monotonic
-    lived = max(0.0, (ended or time.monotonic()) - begin) if begin else None
     params = {"id": running.id, "reason": reason, "text": f"{running.name}: {text}"}
     outcome = "FAILURE"
     try:
@@ -145,13 +143,21 @@ async def finish(
     except CommandError as error:
         log.error("%s: the end of task %s is not stored yet: %s", unit.name, running.id, error)
         daemon.background(_store_later(daemon, params))
+    record(daemon, slot, outcome, reason, ended or time.monotonic())
+
+
+def record(daemon: Daemon, slot: Slot, outcome: str, reason: str | None, ended: float | None) -> None:
+    """The execution record that the worker could not write. `ended`: monotonic s; None: not known."""
+    running = slot.running
+    assert running is not None
+    begin = running.started_monotonic
     fields: dict[str, Any] = {
         "task_id": running.id,
         "task_name": running.name,
         "task_queue": running.queue or None,
         "task_user_id": running.user,
         "task_latency_ms": running.latency_ms,
-        "task_duration_ms": None if lived is None else round(lived * 1000, 3),
+        "task_duration_ms": round(max(0.0, ended - begin) * 1000, 3) if ended and begin else None,
         "task_outcome": outcome,
         "application": daemon.plan.settings.application,
     }
@@ -193,7 +199,7 @@ async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str
     try:
         await _children_dead(incarnation)
         by_itself = incarnation.ending is None and incarnation.ended_for is None
-        deaths = []
+        deaths: dict[str, tuple[Slot, dict[str, Any] | None]] = {}
         tasks = []
         for slot in board.read():
             running, sentence = slot.running, board.sentence(slot)
@@ -211,32 +217,38 @@ async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str
             daemon.events.emit(
                 "task_redelivered", process=unit.name, task_id=running.id, task_name=running.name, reason=how
             )
-            if own:
-                death = {"at": timestamp(time.time()), "host": socket.gethostname(), "worker": unit.name, "by": how}
-                deaths.append({"id": running.id, "death": death})
+            death = {"at": timestamp(time.time()), "host": socket.gethostname(), "worker": unit.name, "by": how}
+            deaths[running.id] = (slot, death if own else None)
         if by_itself and incarnation.hung_for is None:
             said = incarnation.report.reason if incarnation.report is not None else None
             why = f"{how}: {said}" if said else how
             await postmortem.report(daemon, unit.name, "crash", why, incarnation.pid, tasks=tasks, exit_text=how)
         if deaths:
-            await _count(daemon, deaths)
+            await _count(daemon, unit, deaths)
     finally:
         incarnation.forget()
 
 
-async def _count(daemon: Daemon, deaths: list[dict[str, Any]]) -> None:
+async def _count(daemon: Daemon, unit: Unit, deaths: dict[str, tuple[Slot, dict[str, Any] | None]]) -> None:
+    """Count the deaths under tasks; those that had stored their result, and died before their record, get that here."""
+    params = {"deaths": [{"id": task_id, "death": death} for task_id, (_, death) in deaths.items()]}
     deadline = time.monotonic() + RETRY_FOR_S
     while True:
         try:
-            reply = await ask_agent(daemon, "count_deaths", {"deaths": deaths})
+            reply = await ask_agent(daemon, "count_deaths", params)
+            break
         except CommandError as error:
             if time.monotonic() > deadline:
-                log.error("the deaths under %s could not be counted: %s", [d["id"] for d in deaths], error)
+                log.error("the deaths under %s could not be counted: %s", list(deaths), error)
                 return
             await asyncio.sleep(RETRY_S)
-            continue
-        log.warning("workers died under tasks, deaths so far: %s", reply.get("counts"), extra={"action": "task_deaths"})
-        return
+    counts = reply.get("counts") or {}
+    if counts:
+        log.warning("workers died under tasks, deaths so far: %s", counts, extra={"action": "task_deaths"})
+    for task_id in reply.get("done") or ():
+        slot = deaths[task_id][0]
+        if not await asyncio.to_thread(postmortem.was_recorded, daemon.paths.log(unit.name), task_id):
+            record(daemon, slot, "SUCCESS", None, None)
 
 
 async def _children_dead(incarnation: Incarnation) -> None:

@@ -29,6 +29,7 @@ LINES = 60
 LINE_CHARACTERS = 400
 STACKS_CHARACTERS = 8000
 _TAIL_BYTES = 32 * 1024
+_SEARCHED_BYTES = 1024 * 1024
 # Of the event, which stays in memory for a while: the file has it all.
 EVENT_LINES = 5
 EVENT_STACKS_CHARACTERS = 2000
@@ -63,6 +64,17 @@ def last_lines(path: str) -> list[str]:
     except OSError:
         return []
     return [redact_text(line)[:LINE_CHARACTERS] for line in lines[-LINES:]]
+
+
+def was_recorded(path: str, task_id: str) -> bool:
+    """Whether the end of a task stands in the last part of a log file."""
+    needle = json.dumps(task_id).encode()
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _SEARCHED_BYTES))
+            return any(needle in line and b'"task_outcome"' in line for line in file)
+    except OSError:
+        return False
 
 
 def task_of(running: Running) -> dict[str, Any]:

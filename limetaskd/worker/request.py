@@ -11,7 +11,7 @@ import signal
 import time
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
@@ -30,24 +30,39 @@ def _unwrapped(exc_info: Any) -> BaseException:
     return error.exc if isinstance(error, ExceptionWithTraceback) else error  # type: ignore[no-any-return]
 
 
-def _kill_and_wait(pid: int) -> None:
-    """SIGKILL a pool child and wait until it is dead: what its slot says is final then."""
+def _kill_and_wait(pid: int) -> str | None:
+    """SIGKILL a pool child and wait until it is dead: what its slot says is final then.
+
+    How it had died by itself, unnoticed so far; None: it lived.
+    """
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
-        return
+        return None
     try:
+        dead = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if dead is not None:
+            kind = "exitcode" if dead.si_code == os.CLD_EXITED else "signal"
+            return f"Worker exited prematurely: {kind} {dead.si_status}."
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         deadline = time.monotonic() + _DEATH_S
         while time.monotonic() < deadline:
             # WNOWAIT: billiard reaps it.
             if os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                return
+                return None
             time.sleep(0.002)
     except (ProcessLookupError, ChildProcessError):
-        return
+        return None
     finally:
         os.close(descriptor)
+    return None
+
+
+def _lost_info(text: str) -> ExceptionInfo:
+    try:
+        raise WorkerLostError(text)
+    except WorkerLostError:
+        return ExceptionInfo()
 
 
 class RequestMixin:
@@ -59,6 +74,7 @@ class RequestMixin:
     _recorded = False
     _redelivered = False
     _stored: Any = False
+    _died_first = False
 
     def record(self: Any, outcome: str | None, reason: str | None = None) -> None:
         """Write the record of this request, once."""
@@ -111,7 +127,7 @@ class RequestMixin:
 
     def _ended(self: Any) -> bool:
         """Whether the slot, which is dead now, had ended and recorded this task."""
-        return self.runtime.board.ended(self.worker_pid, self.id) or logs.was_recorded(self.id)
+        return self.runtime.board.ended(self.worker_pid, self.id) or logs.was_recorded(self.id, self.worker_pid)
 
     def _settle_ended(self: Any) -> None:
         """Its slot stored the result and recorded the end; only its word to us was lost."""
@@ -120,6 +136,8 @@ class RequestMixin:
         self.acknowledge()
 
     def on_timeout(self: Any, soft: bool, timeout: float) -> None:
+        if self._died_first:
+            return
         if soft or not self._recorded:
             super().on_timeout(soft, timeout)  # type: ignore[misc]
         if not soft and not self._redelivered:
@@ -134,12 +152,16 @@ class RequestMixin:
         if isinstance(error, TimeLimitExceeded):
             # Dead first: what its slot says is final then. on_timeout comes next and does the rest; Celery would
             # store the failure, and call the errbacks, in both.
-            _kill_and_wait(self.worker_pid)
+            death = _kill_and_wait(self.worker_pid)
             slot, sentence = self._sentence()
             if self._ended():
                 self._settle_ended()
             elif slot is not None and sentence is not None:
                 self._end_from_outside(slot, sentence.reason or TIME_LIMIT)
+            elif death is not None:
+                # It had not outlived its limit but died, and nobody had noticed.
+                self._died_first = True
+                self.on_failure(_lost_info(death))
             return
         if self._ended():
             self._settle_ended()
