@@ -14,7 +14,7 @@ from kombu.exceptions import KombuError
 from limetaskd.core.redact import redact_text
 from limetaskd.core.settings import Settings
 from limetaskd.errors import CommandError, LimetaskError
-from limetaskd.tasks.conf import broker_settings
+from limetaskd.tasks.conf import broker_settings, is_redis
 
 IO_TIMEOUT_S = 5.0
 
@@ -36,6 +36,9 @@ class BrokerAwayError(LimetaskError):
 class Broker(Protocol):
     """A connected broker. Every method raises BrokerAwayError when it is one no longer."""
 
+    connection: Any  # kombu's
+    gone: tuple[type[Exception], ...]  # what its use raises when the broker is away
+
     def figures(self, names: Sequence[str]) -> list[Figure]:
         """Of each queue, in this order."""
 
@@ -51,8 +54,11 @@ class Broker(Protocol):
     def close(self) -> None: ...
 
 
-def connection_of(settings: Settings) -> Any:
-    """A kombu connection (not connected) with the addresses and options of the workers, and timeouts of our own."""
+def connection_of(settings: Settings, *, confirm: bool = False) -> Any:
+    """A kombu connection (not connected) with the addresses and options of the workers, and timeouts of our own.
+
+    `confirm`: what is sent over it returns when RabbitMQ has it on its disk.
+    """
     conf = broker_settings(settings)
     options = dict(conf["broker_transport_options"] or {})
     options |= {
@@ -61,6 +67,8 @@ def connection_of(settings: Settings) -> Any:
         "socket_timeout": IO_TIMEOUT_S,
         "socket_connect_timeout": IO_TIMEOUT_S,
     }
+    if confirm and not is_redis(settings.broker_url):
+        options["confirm_publish"] = True
     celery = settings.celery
     return Connection(
         conf["broker_url"],

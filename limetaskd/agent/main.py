@@ -5,9 +5,10 @@ It reports State with `data`:
     {"broker": {"up": bool, "error": str | null},
      "queues": [{"name": actual, "depth": int | null, "consumers": int | null, "oldest_wait_s": float | null}]}
 
-and knows the commands `restore` {} -> {"restored": n}, `purge` {"queue": actual} -> {"purged": n}, `look`
-{"queue": actual} -> {"depth": int | null, "unacknowledged": int | null} (asked right then), `settings` {} (read the
-settings file again), `configure` {"log_level"}, `reopen` {} (its log file) and `drain` {} (exit 0).
+and knows the commands of `results.py`, `quarantine` (see `quarantine.py`), `restore` {} -> {"restored": n}, `purge`
+{"queue": actual} -> {"purged": n}, `look` {"queue": actual} -> {"depth": int | null, "unacknowledged": int | null}
+(asked right then), `settings` {} (read the settings file again), `configure` {"log_level"}, `reopen` {} (its log file)
+and `drain` {} (exit 0).
 """
 
 from __future__ import annotations

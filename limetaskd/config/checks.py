@@ -66,10 +66,10 @@ def _check_pool(path: Path, pool: PoolConfig, models: Models, report: Report) ->
     if pool.limits.model_fields_set:
         _check_memory((*path, "limits"), pool.limits, effective_limits(models.limetaskd.limits, pool.limits), report)
     _check_slots(path, pool, models, report)
-    if pool.pool == "threads" and (soft is not None or hard is not None):
-        report.warn((*path, "pool"), "Celery's time limits do not work in a pool of threads")
-    if pool.pool == "solo" and (soft is not None or hard is not None):
-        report.warn((*path, "pool"), "Celery's time limits do not work in a solo pool")
+    if pool.pool in ("threads", "solo") and soft is not None:
+        report.warn((*path, "pool"), f"soft time limits do not work in a {pool.pool} pool")
+    if pool.pool in ("threads", "solo") and hard is not None:
+        report.warn((*path, "pool"), f"a {pool.pool} task above its time limit is ended with its whole worker")
 
 
 def _check_slots(path: Path, pool: PoolConfig, models: Models, report: Report) -> None:

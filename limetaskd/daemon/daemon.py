@@ -9,7 +9,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limetaskd.core.accepted import Accepted
 from limetaskd.core.board import Board, process_start_ticks
@@ -41,6 +41,9 @@ from limetaskd.errors import CommandError, LimetaskError
 from limetaskd.plan.model import Plan, PoolPlan
 from limetaskd.policy.restart import RestartPolicy
 
+if TYPE_CHECKING:
+    from limetaskd.daemon.guard import Guard
+
 log = logging.getLogger("limetaskd.daemon")
 
 TICK_S = 5.0
@@ -54,6 +57,7 @@ IMAGE_PATIENCE_S = 60.0
 FORK_TIMEOUT_S = 10.0
 STRANGER_STOP_S = 600.0
 CLOSE_S = 5.0
+ACCOUNTS_S = 15.0  # at a stop, for what is left to say of tasks that were killed
 
 
 class Daemon:
@@ -84,8 +88,10 @@ class Daemon:
         self.strangers_to_keep: set[int] = set()  # children that are no units, whose exit somebody waits for
         self._memory_changed = asyncio.Event()
         self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)
+        self.guard: Guard | None = None  # sets itself
         self._tick_task: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._accounts: set[asyncio.Task[Any]] = set()
         self._xmlrpc: engine.XmlRpcServer | None = None
         self._forking = 0  # forks whose pid is not known yet: it must not be reaped as a stranger's
         self._early: dict[tuple[str, int, int], tuple[Connection, State]] = {}  # reports that came before the birth
@@ -412,7 +418,13 @@ class Daemon:
         return self._incarnation(unit, launch, generation, ref, board, ADOPTED)
 
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None:
-        """After every death: its record goes; what it held on Redis comes back at once."""
+        """After every death: its record goes; its tasks are accounted for; what it held on Redis comes back at once."""
+        if self.guard is not None:
+            accounting = self.background(self.guard.account(unit, incarnation))
+            self._accounts.add(accounting)
+            accounting.add_done_callback(self._accounts.discard)
+        else:
+            incarnation.forget()
         record = self.paths.record(unit.name, incarnation.generation)
         self.background(asyncio.to_thread(files.remove, record))
         self.reap_strangers()  # one of ours may have hidden them
@@ -471,6 +483,8 @@ class Daemon:
 
     def _on_event(self, connection: Connection, event: Event) -> None:
         name = connection.state.name if connection.state else None
+        if event.event == "child_died" and name is not None and self.guard is not None:
+            self.guard.child_died(name, event.fields)
         self.events.emit(event.event, process=name, **event.fields)
 
     def _on_close(self, connection: Connection) -> None:
@@ -495,16 +509,11 @@ class Daemon:
                 for unit in self.units.values():
                     if unit.current is not None:
                         unit.current.heard = now
+                if self.guard is not None:
+                    self.guard.excuse()
             last = now
-            for unit in list(self.units.values()):
-                current = unit.current
-                if current is not None and not current.ending and current.hung():
-                    log.error(
-                        "%s (pid %d) has been silent for %.0f s: its main process hangs; killed and replaced",
-                        unit.name, current.pid, current.silent_s(), extra={"action": "hung", "worker": unit.name},
-                    )  # fmt: skip
-                    self.events.emit("process_hung", process=unit.name, pid=current.pid)
-                    self.background(current.kill())
+            if self.guard is not None:
+                self.guard.check_health(now)
 
     # Stop.
 
@@ -524,6 +533,8 @@ class Daemon:
                     unit.stop(now=self.stop_now.is_set())
                 await asyncio.gather(*(unit.stopped() for unit in alive))
                 units = [unit for unit in self.units.values() if unit.kind in kinds]
+            if self._accounts:  # while the agent is there
+                await asyncio.wait(self._accounts, timeout=ACCOUNTS_S)
         hurry.cancel()
         await asyncio.to_thread(files.remove, self.paths.accepted)
         await asyncio.to_thread(files.remove, self.paths.settings)

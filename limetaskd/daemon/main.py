@@ -17,6 +17,7 @@ from limetaskd.daemon import privileges
 from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.control.server import ControlServer
 from limetaskd.daemon.daemon import Daemon
+from limetaskd.daemon.guard import Guard
 from limetaskd.daemon.launch import paths_of
 from limetaskd.daemon.lock import LOCK_VARIABLE, RuntimeLock
 from limetaskd.daemon.logpump import LogPump, PumpHandler
@@ -177,7 +178,9 @@ async def serve(plan: Plan, logs: LogPump) -> int:
     notifier = Notifier(os.environ)
     try:
         control.start()
+        guard = Guard(daemon)
         await daemon.start()
+        guard.start()
         ServiceReporter(daemon, notifier).start()
         daemon.background(reload_on_request(daemon))
         daemon.background(upgrade_on_request(daemon))

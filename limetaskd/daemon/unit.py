@@ -247,9 +247,22 @@ class Unit:
                 self._stopped()
             else:
                 said = incarnation.report.reason if incarnation.report and incarnation.report.reason else None
-                self._after_death(f"{how}: {said}" if said else str(how), fatal=how.status == EX_CONFIG)
+                if incarnation.ended_for is not None:
+                    self._replace(incarnation.ended_for)
+                else:
+                    self._after_death(f"{how}: {said}" if said else str(how), fatal=how.status == EX_CONFIG)
         self._host.process_died(self, incarnation)
-        incarnation.forget()
+
+    def _replace(self, reason: str) -> None:
+        """We killed it for what a task did: no death that counts, and its successor starts at once."""
+        if self.successor is not None:
+            self._after_death(reason, fatal=False)
+            return
+        self.restarts += 1
+        self.reason = reason
+        log.warning("%s is replaced: %s", self.name, reason, extra={"action": "replaced", "worker": self.name})
+        self.machine.change_state(engine.EXITED)
+        self._spawn()
 
     def _stopped(self) -> None:
         self.machine.change_state(engine.STOPPED)

@@ -1,4 +1,4 @@
-"""The daemon's commands that need the event loop: grow and shrink here, those about queues in queues.py."""
+"""The daemon's commands that need the event loop: grow, shrink and retire here, those about queues in queues.py."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ def run_commands(consumer: Any) -> None:
             runtime.reply(command, error=one_line(f"{type(error).__name__}: {error}"))
     if runtime.shrinking:
         _shrink_idle(consumer)
+    if runtime.retiring:
+        _retire_idle(consumer)
 
 
 def _slots(consumer: Any, command: Command) -> int:
@@ -111,10 +113,51 @@ def _shrink_idle(consumer: Any) -> None:
 
 def _idle_child(pool: Any) -> Any:
     for child in reversed(pool._pool):
-        fd = child.inqW_fd
-        if fd in pool._all_inqueues and fd not in pool._busy_workers and fd not in pool._active_writes:
+        if child.inqW_fd in pool._all_inqueues and _is_idle(pool, child):
             return child
     return None
+
+
+def _is_idle(pool: Any, child: Any) -> bool:
+    return child.inqW_fd not in pool._busy_workers and child.inqW_fd not in pool._active_writes
+
+
+def _retire(consumer: Any, command: Command) -> None:
+    """Replace a pool child after its current task. From here on it gets no other one."""
+    pool: Any = getattr(consumer.pool, "_pool", None)
+    if not hasattr(pool, "_all_inqueues"):
+        raise CommandError("only prefork pools have children to replace")
+    pid = command.params.get("pid")
+    child = next((child for child in pool._pool if child.pid == pid), None)
+    if child is None:
+        raise CommandError(f"no pool child {pid!r}")
+    pool._all_inqueues.discard(child.inqW_fd)
+    # The pool compares the numbers of both: one that is only busy would keep an idle child from work.
+    pool._busy_workers.discard(child.inqW_fd)
+    consumer.lime.retiring[child.pid] = command
+
+
+def _has_work(pool: Any, child: Any) -> bool:
+    """Whether a job is being written to that child, waits in its pipe, or runs there."""
+    return child.inqW_fd in pool._active_writes or any(
+        child in (job._write_to, job._scheduled_for) or child.pid in job.worker_pids()
+        for job in list(pool._cache.values())
+        if not job.ready()
+    )
+
+
+def _retire_idle(consumer: Any) -> None:
+    runtime = consumer.lime
+    pool = consumer.pool._pool
+    children = {child.pid: child for child in pool._pool}
+    for pid in list(runtime.retiring):
+        child = children.get(pid)
+        if child is not None and _has_work(pool, child):
+            continue
+        if child is not None:
+            child.terminate_controlled()  # the pool makes another one
+        runtime.reply(runtime.retiring.pop(pid), result={"pid": pid})
+        logger.info("pool child %d goes, another one comes", pid, extra={"action": "retire"})
 
 
 def _follow_prefetch(consumer: Any, change: int) -> None:
@@ -129,6 +172,7 @@ def _follow_prefetch(consumer: Any, change: int) -> None:
 _COMMANDS: dict[str, Callable[[Any, Command], None]] = {
     "grow": _grow,
     "shrink": _shrink,
+    "retire": _retire,
     "consume": queues.consume,
     "cancel": queues.cancel,
     "held": queues.held,

@@ -126,6 +126,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return
 
     def _on_tick(self) -> None:
+        self.lime.turned = time.monotonic()
         if self.connection is None or self.task_consumer is None:
             return
         self.lime.drain.step(self)

@@ -193,12 +193,12 @@ def reopen_all() -> None:
             handler.reopen()
 
 
-def was_recorded(task_id: str) -> bool:
-    """Whether the end of this task stands in the last part of the log file of this worker.
+def was_recorded(task_id: str, pid: int | None) -> bool:
+    """Whether the end of this task, written by the child `pid`, stands in the last part of this worker's log file.
 
     For the one case that the scoreboard cannot tell: a child that died right after it wrote its record.
     """
-    needle = json.dumps(task_id).encode()
+    needle, writer = json.dumps(task_id).encode(), f'"pid": {pid},'.encode()
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, WatchedFile):
             continue
@@ -208,7 +208,7 @@ def was_recorded(task_id: str) -> bool:
                 lines = file.read().splitlines()
         except OSError:
             continue
-        if any(needle in line and b'"task_outcome"' in line for line in lines):
+        if any(needle in line and writer in line and b'"task_outcome"' in line for line in lines):
             return True
     return False
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 from pathlib import Path
 
 from celery.exceptions import ImproperlyConfigured
@@ -30,6 +32,9 @@ def main(spec: ProcessSpec) -> int:
         own_stdio=True,
         max_message_bytes=settings.log_message_max_bytes,
     )
+    # Into the log: the stacks of a crash, and on demand those of a process that hangs, its pool children included.
+    faulthandler.enable(file=2, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     runtime = Runtime(settings, spec.name, spec)
     runtime.drain.install_signals(reopen=logs.reopen_all)
     if runtime.link is not None:

@@ -48,6 +48,11 @@ class Children(AsynPool):  # type: ignore[misc]
     # Set by the worker: whether the process `pid` has begun (or ended) the task last.
     begun: Callable[[int, str], bool] = staticmethod(lambda _pid, _task_id: False)
 
+    @property
+    def timers(self) -> dict[Callable[[], Any], float]:
+        """A death whose signal was missed is noticed within a second; Celery takes five."""
+        return {self.maintain_pool: 1.0}
+
     def on_partial_read(self, job: Any, proc: Any) -> None:
         """The child died. Its word that it begins may be lost with it: then Celery runs the task once more."""
         if job._accepted or not job.correlation_id or not self.begun(proc.pid, job.correlation_id):

@@ -142,6 +142,7 @@ class Tracer:
         soft_default = task.soft_time_limit or self._limits[0]
         hard_default = task.time_limit or self._limits[1]
         clock, now = time.monotonic, time.time
+        early_ack = not task.acks_late
 
         def traced(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
             before()
@@ -150,6 +151,7 @@ class Tracer:
             hard, soft = headers.get("timelimit") or (None, None)
             user = headers.get(USER_HEADER)
             started, begin = now(), clock()
+            waited = latency_ms(headers, started)
             if slot is not None:
                 slot.begin(
                     uuid,
@@ -158,6 +160,8 @@ class Tracer:
                     None if user is None else str(user),
                     soft or soft_default,
                     hard or hard_default,
+                    early_ack=early_ack,
+                    latency_ms=waited,
                 )
             recorded = False
             failed = False
@@ -188,7 +192,7 @@ class Tracer:
                 if slot is not None:
                     if recorded:
                         duration = (clock() - begin) * 1000
-                        slot.end(failed=failed, latency_ms=latency_ms(headers, started), duration_ms=duration)
+                        slot.end(failed=failed, latency_ms=waited, duration_ms=duration)
                     else:
                         slot.abandon()
 

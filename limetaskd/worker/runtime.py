@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import state as worker_state
 
+from limetaskd.core import revoked
 from limetaskd.core.channel import Command, Phase, Reply, State
 from limetaskd.core.redact import redact_text
 from limetaskd.core.settings import Settings
@@ -52,6 +56,11 @@ class Runtime:
         # Queues whose consumer is being cancelled: the command, the actual name, the consumer tag.
         self.cancelling: list[tuple[Command, str, str | None]] = []
         self.level = Level(settings.log_level)
+        self.turned = time.monotonic()  # when the event loop last turned
+        self.waits: str | None = None  # what the event loop waits for and may wait long
+        self.revoked = self._read_revoked()
+        # Pool children to be replaced when they are idle, with the commands that asked for it.
+        self.retiring: dict[int, Command] = {}
         timeout_s = spec.shutdown_timeout_s if spec else settings.shutdown_timeout_s
         self.drain = Drain(timeout_s, self._on_drain)
         self.board = Scoreboard(spec.board if spec else None, spec.concurrency if spec else None)
@@ -61,6 +70,13 @@ class Runtime:
         self.link: Link | None = None
         if spec is not None:
             self.link = Link(spec.channel, self.state, self._on_command)
+
+    def _read_revoked(self) -> dict[str, float]:
+        try:
+            return revoked.read(self.settings.state_dir)
+        except (OSError, ValueError) as error:
+            logger.error("the revoked tasks cannot be read: %s", error)
+            return {}
 
     def state(self) -> State:
         """The full state, for the channel."""
@@ -74,7 +90,25 @@ class Runtime:
             active=len(worker_state.active_requests),
             reserved=len(worker_state.reserved_requests) + len(worker_state.scheduled_requests),
             concurrency=self.concurrency,
+            data={
+                "loop_age_s": round(time.monotonic() - self.turned, 3),
+                "pool": self.spec.pool_kind if self.spec else None,
+                # A copy in one step: the main thread adds to it.
+                "accepted": sum(list(worker_state.total_count.values())),
+                "waits": self.waits,
+            },
         )
+
+    @contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Around a call in the event loop that may take long: the worker does not hang."""
+        self.waits = what
+        self.changed()
+        try:
+            yield
+        finally:
+            self.waits = None
+            self.turned = time.monotonic()
 
     @property
     def concurrency(self) -> int | None:
@@ -129,6 +163,9 @@ class Runtime:
             self.reply(command)
         elif command.command == "configure":
             self._configure(command)
+        elif command.command == "revoke":
+            self.revoked[str(command.params.get("id"))] = time.time()
+            self.reply(command)
         else:
             self.inbox.append(command)
             os.eventfd_write(self.wake, 1)

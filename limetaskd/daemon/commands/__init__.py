@@ -9,15 +9,19 @@ from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.commands import (
     drain,
     events,
+    kill,
     logs,
     pause,
     purge,
+    quarantine,
     queues,
     reload,
     restart,
     resume,
+    revoke,
     routes,
     scale,
+    show,
     shutdown,
     start,
     status,
@@ -35,15 +39,19 @@ Command = Callable[[Daemon, Params], Awaitable[dict[str, Any]]]
 COMMANDS: dict[str, Command] = {
     "drain": drain.run,
     "events": events.run,
+    "kill": kill.run,
     "logs": logs.run,
     "pause": pause.run,
     "purge": purge.run,
+    "quarantine": quarantine.run,
     "queues": queues.run,
     "reload": reload.run,
     "restart": restart.run,
     "resume": resume.run,
+    "revoke": revoke.run,
     "routes": routes.run,
     "scale": scale.run,
+    "show": show.run,
     "shutdown": shutdown.run,
     "start": start.run,
     "status": status.run,
@@ -60,7 +68,7 @@ READS = frozenset(
 # Methods that the contract names and this version does not have: the client says so, and so do we.
 LATER = frozenset(
     {
-        "kill", "revoke", "quarantine", "beat", "show", "keys", "top",
+        "beat", "keys", "top",
         "health", "doctor",
     }
 )  # fmt: skip
