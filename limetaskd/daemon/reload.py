@@ -71,6 +71,12 @@ async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
         }
         if only_plan:
             return answer
+        if difference.empty:
+            daemon.last_reload_error = None
+            daemon.events.emit("reload_started", summary=[])
+            daemon.events.emit("reload_done", generation=daemon.generation)
+            log.info("reloaded: nothing changed", extra={"action": "reloaded"})
+            return answer
         await _check_destination(new)
         daemon.events.emit("reload_started", summary=answer["summary"])
         done = False

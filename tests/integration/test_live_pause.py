@@ -81,7 +81,7 @@ def test_a_paused_queue_rests_until_it_is_resumed_whatever_restarts(daemon: Daem
 
 def test_a_pause_ends_by_itself(daemon: Daemon) -> None:
     with Sender(daemon) as sender:
-        daemon.ctl("pause", "q_asap", "--until", "1500ms")
+        daemon.ctl("pause", "q_asap", "--until", "6s")
         assert daemon.pool("asap")["paused"] == ["q_asap"]
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
         assert daemon.pool("asap")["paused"] == []
