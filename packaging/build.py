@@ -32,7 +32,7 @@ ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 HOME = Path("usr/lib/limetaskd")
 COMMANDS = ("limetaskd", "limetaskctl", "lime-task-handler", "limefu")
 EXTRAS = ("redis", "embedded", "elasticsearch")
-UNITS = ("limetaskd.service", "limetaskd@.service", "limetaskd-leftovers@.service")
+UNITS = ("limetaskd.service", "limetaskd@.service")
 EXAMPLES = ("strict.conf", "credentials.conf")
 
 
