@@ -1,9 +1,8 @@
 """Builds the packages: `build.py [--out DIR] [deb] [rpm]`; with --lock: writes requirements.lock anew.
 
 What is built depends on the source tree, requirements.lock and SOURCE_DATE_EPOCH (else the time of the last commit,
-else that of CHANGELOG.md) alone: two builds are the same byte for byte. It needs uv, nfpm and an environment in which
-limetaskd can be imported (`make packages` makes it), `strip` of binutils, and the network only to fetch what
-requirements.lock names.
+else that of CHANGELOG.md) alone: two builds are the same byte for byte. It needs uv and nfpm (`make packages` brings
+them), `strip` of binutils, a Python that the packages support, and the network only to fetch what requirements.lock names.
 """
 
 from __future__ import annotations

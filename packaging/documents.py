@@ -5,17 +5,22 @@ from __future__ import annotations
 import datetime
 import email.utils
 import gzip
+import os
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
 import tomllib
+from email.parser import HeaderParser
 from pathlib import Path
-
-import man
 
 from limetaskctl.completion import script
 
 HERE = Path(__file__).resolve().parent
 MAINTAINER = "the limetaskd authors <maintainers@limetaskd.invalid>"
+PACKAGES = "usr/lib/limetaskd/lib/site-packages"
 _COMPLETIONS = {
     "bash": "usr/share/bash-completion/completions/limetaskctl",
     "zsh": "usr/share/zsh/vendor-completions/_limetaskctl",
@@ -32,19 +37,29 @@ def add(root: Path, stage: Path, version: str, release: str, epoch: int) -> None
     """Write all of it below `stage`."""
     docs = stage / "usr/share/doc/limetaskd"
     docs.mkdir(parents=True, exist_ok=True)
-    for name, page in man.pages(root, version, epoch).items():
+    for name, page in man_pages(root, stage / PACKAGES, version, epoch).items():
         section = name.rpartition(".")[2]
         # limefu is an alternative, and its page goes with it.
         where = "usr/lib/limetaskd/share" if name == "limefu.1" else f"usr/share/man/man{section}"
         compress(stage / where / f"{name}.gz", page)
     for shell, place in _COMPLETIONS.items():
         write(stage / place, script(shell) + "\n")
-    write(docs / "copyright", copyright_of(root, stage / "usr/lib/limetaskd/lib/site-packages"))
+    write(docs / "copyright", copyright_of(root, stage / PACKAGES))
     compress(docs / "changelog.gz", (root / "CHANGELOG.md").read_text())
     compress(docs / "changelog.Debian.gz", debian_changelog(root, version, release, epoch))
     write(stage / "usr/share/lintian/overrides/limetaskd", (HERE / "lintian-overrides").read_text())
     for page in ("install", "operations", "configuration", "limetaskctl", "task-library"):
         shutil.copyfile(root / "docs" / f"{page}.md", docs / f"{page}.md")
+
+
+def man_pages(root: Path, packages: Path, version: str, epoch: int) -> dict[str, str]:
+    """{name: roff}, made with the bundled packages: their options are Celery's of that version."""
+    with tempfile.TemporaryDirectory(prefix="limetaskd-man-") as folder:
+        subprocess.run(
+            [sys.executable, str(HERE / "man.py"), str(root), version, str(epoch), folder],
+            env={**os.environ, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}, check=True,
+        )  # fmt: skip
+        return {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
 
 
 def write(path: Path, text: str) -> None:
@@ -75,8 +90,6 @@ def _utc(epoch: int) -> datetime.datetime:
 
 
 def _wrap(text: str) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, 78, initial_indent="  * ", subsequent_indent="    ", break_long_words=False)
 
 
@@ -110,8 +123,6 @@ def _is_licence(path: Path) -> bool:
 
 def _metadata(folder: Path) -> tuple[str, str, str, str]:
     """Name, version, licence, author of a bundled package."""
-    from email.parser import HeaderParser
-
     headers = HeaderParser().parsestr((folder / "METADATA").read_text())
     licence = headers.get("License-Expression") or headers.get("License") or ""
     if not licence or "\n" in licence or len(licence) > 60:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -86,11 +87,12 @@ def ctl_commands() -> list[str]:
             action for action in parser._actions
             if not set(action.option_strings) & common and "--help" not in action.option_strings
         ]  # fmt: skip
+        parser.color = False  # Python 3.14 would colour it on a terminal
         usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
         for option in ("[-h] ", "[-h]", "[--socket ENDPOINT] ", "[--json] ", "[--timeout S] ",
                        "[--socket ENDPOINT]", "[--json]", "[--timeout S]"):  # fmt: skip
             usage = usage.replace(option, "")
-        lines += [f"## {' '.join(usage.split()).removeprefix('limetaskctl ')}", "", f"{SUMMARIES[name].capitalize()}.", ""]
+        lines += [f"## {' '.join(usage.split()).removeprefix('limetaskctl ')}", "", f"{SUMMARIES[name][0].upper()}{SUMMARIES[name][1:]}.", ""]
         lines += argparse_options(own)
     return lines
 
@@ -111,7 +113,7 @@ def handler_options() -> list[str]:
         group = getattr(parameter, "help_group", None) or "Options"
         group = group if isinstance(group, str) else str(group)
         groups.setdefault(re.sub(r"^\d+\. ?", "", group), []).extend(
-            definition(names + value, (parameter.help or "").replace("\b", ""))
+            definition(names + value, (parameter.help or "").replace("\b", "").replace("%%", "%"))
         )
     lines = []
     for group, options in groups.items():
@@ -212,7 +214,8 @@ def roff(lines: list[str]) -> str:
             out.append(inline(line.strip()))
     text = "\n".join(out) + "\n"
     # A paragraph macro before another macro says nothing.
-    return re.sub(r"(\.PP\n)+(?=\.(TP|SH|SS|PP|IP)|\Z)", "", text)
+    text = re.sub(r"(\.PP\n)+(?=\.(TP|SH|SS|PP|IP)|\Z)", "", text)
+    return re.sub(r"(?<=\n)(\.S[HS] [^\n]*\n)\.PP\n", r"\1", text)
 
 
 def inline(text: str) -> str:
@@ -233,3 +236,9 @@ def _escape(text: str, *, start: bool = True) -> str:
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
     text = text.replace("~", "\\(ti").replace("^", "\\(ha").replace('"', "\\(dq")
     return f"\\&{text}" if start and text.startswith(".") else text
+
+
+if __name__ == "__main__":
+    # man.py ROOT VERSION EPOCH FOLDER: from the programs of the packages that the interpreter sees first.
+    for page_name, page_text in pages(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])).items():
+        Path(sys.argv[4], page_name).write_text(page_text)
