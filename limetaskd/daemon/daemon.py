@@ -215,7 +215,10 @@ class Daemon:
         board = None
         if launch.board_path is not None:
             board = Board.create(launch.board_path, launch.board_slots)
-        ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path)
+        # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
+        ref = spawn(
+            launch.argv, launch_environment(launch.env), launch.log_path, protected=unit.kind == "broker"
+        )  # fmt: skip
         return self._incarnation(unit, launch, generation, ref, board)
 
     def _incarnation(
