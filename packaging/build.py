@@ -2,7 +2,8 @@
 
 What is built depends on the source tree, requirements.lock and SOURCE_DATE_EPOCH (else the time of the last commit,
 else that of CHANGELOG.md) alone: two builds are the same byte for byte. It needs uv and nfpm (`make packages` brings
-them), `strip` of binutils, a Python that the packages support, and the network only to fetch what requirements.lock names.
+them), `strip` of binutils, a Python that the packages support, and the network only to fetch what requirements.lock
+names.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ def add_commands(stage: Path) -> None:
         path = home / "bin" / name if name == "limefu" else stage / "usr/bin" / name
         path.write_text(launcher.replace("@NAME@", name))
         path.chmod(0o755)
-        (home / "libexec" / name).write_text(f"import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n")
+        program = f"import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+        (home / "libexec" / name).write_text(program)
     shutil.copy(HERE / "bin" / "end-leftovers", home / "libexec")
     (home / "libexec" / "end-leftovers").chmod(0o755)
 
@@ -138,7 +140,7 @@ def add_units(stage: Path) -> None:
 
 
 def write_scripts(folder: Path) -> Path:
-    """The maintainer scripts, each with the functions that it uses (a package cannot source a file that may be gone)."""
+    """The maintainer scripts, each with the shared functions (a file to source may have gone already)."""
     folder.mkdir()
     library = (HERE / "scripts" / "library.sh").read_text()
     for source in sorted((HERE / "scripts").glob("*.*.sh")):

@@ -1,7 +1,7 @@
 """The self-contained tree: limetaskd and all that it needs, for every Python that the packages support.
 
 A package is installed once for each Python, from requirements.lock with its hashes; the trees are merged into one
-site-packages. Pure Python is the same in all of them (that is checked), compiled modules carry their ABI in their names.
+site-packages. Pure Python is the same in all of them (that is checked), compiled modules have the ABI in their names.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def scripts(root: Path) -> dict[str, str]:
 def lock(root: Path, extras: Sequence[str]) -> None:
     """Write requirements.lock: exact versions and hashes, for all supported Pythons at once."""
     command = [tool("uv"), "pip", "compile", str(root / "pyproject.toml"), "--universal", "--upgrade", "--quiet"]
-    command += ["--python-version", PYTHONS[0], "--generate-hashes", "--no-header", "--no-annotate", "--no-emit-index-url"]
+    command += ["--python-version", PYTHONS[0], "--generate-hashes", "--no-header", "--no-annotate"]
+    command += ["--no-emit-index-url"]
     for extra in extras:
         command += ["--extra", extra]
     LOCK.write_text(HEAD + subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)

@@ -57,8 +57,9 @@ def man_pages(root: Path, packages: Path, version: str, epoch: int) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="limetaskd-man-") as folder:
         subprocess.run(
             [sys.executable, str(HERE / "man.py"), str(root), version, str(epoch), folder],
-            env={**os.environ, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"}, check=True,
-        )  # fmt: skip
+            env={**os.environ, "PYTHONPATH": str(packages), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "200"},
+            check=True,
+        )
         return {path.name: path.read_text() for path in sorted(Path(folder).iterdir())}
 
 

@@ -92,7 +92,8 @@ def ctl_commands() -> list[str]:
         for option in ("[-h] ", "[-h]", "[--socket ENDPOINT] ", "[--json] ", "[--timeout S] ",
                        "[--socket ENDPOINT]", "[--json]", "[--timeout S]"):  # fmt: skip
             usage = usage.replace(option, "")
-        lines += [f"## {' '.join(usage.split()).removeprefix('limetaskctl ')}", "", f"{SUMMARIES[name][0].upper()}{SUMMARIES[name][1:]}.", ""]
+        summary = f"{SUMMARIES[name][0].upper()}{SUMMARIES[name][1:]}."
+        lines += [f"## {' '.join(usage.split()).removeprefix('limetaskctl ')}", "", summary, ""]
         lines += argparse_options(own)
     return lines
 

@@ -106,7 +106,7 @@ class Root:
     def run(self, *command: str, check: bool = True) -> Result:
         """A command in the root without a network, not booted."""
         script = 'mount -t proc proc "$1/proc" && shift && exec chroot "$@"'
-        words = ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", script, "sh", str(self.path), str(self.path)]
+        words = ["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", script, "sh", *[str(self.path)] * 2]
         environment = {"PATH": _PATH, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8", "HOME": "/root"}
         return call([*words, *command], check=check, env=environment)
 
@@ -131,9 +131,11 @@ class Machine:
         self.root = root
         self._console = (root.path.parent / "console").open("wb")
         # The unified hierarchy also where this machine has an older layout: it is what Debian 12 boots with.
+        # It insists on a tmpfs there, which /run is not everywhere; without one it cannot reboot.
+        script = 'd=/run/systemd/nspawn; mkdir -p $d && mount -t tmpfs tmpfs $d && exec systemd-nspawn "$@"'
         self._process = subprocess.Popen(
-            ["systemd-nspawn", "-q", "-D", str(root.path), "--private-network", "--register=no", "--keep-unit",
-             "--console=pipe", "-b"],
+            ["unshare", "--mount", "sh", "-c", script, "sh", "-q", "-D", str(root.path), "--private-network",
+             "--register=no", "--keep-unit", "--console=pipe", "-b"],
             stdin=subprocess.DEVNULL, stdout=self._console, stderr=self._console, start_new_session=True,
             env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         )  # fmt: skip
@@ -164,7 +166,8 @@ class Machine:
         if leader is None:
             assert not check, "the machine has no init"
             return Result(1, "no init")
-        words = ["nsenter", "-t", str(leader), "--all", "--wd=/", "env", "-i", f"PATH={_PATH}", "HOME=/root", "LC_ALL=C.UTF-8"]
+        environment = [f"PATH={_PATH}", "HOME=/root", "LC_ALL=C.UTF-8"]
+        words = ["nsenter", "-t", str(leader), "--all", "--wdns=/", "env", "-i", *environment]
         return call([*words, *command], check=check)
 
     def sh(self, script: str, check: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""The deb in the life of a host without network: installed, upgraded, downgraded, removed, purged, its Python replaced."""
+"""The deb on a host without network: installed, upgraded, downgraded, removed, purged, its Python replaced."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from limetaskd.version import __version__
 from tests.packages.conftest import NEWER, Packages, tool
 from tests.packages.system import Root
-from limetaskd.version import __version__
 
 MakeRoot = Callable[[str], Root]
 SUITES = ["bookworm", "trixie"]
@@ -41,12 +41,10 @@ def test_what_is_installed(installed: Root) -> None:
     assert root.run("limetaskctl", "--version").output == f"limetaskctl {__version__}\n"
     assert root.run("lime-task-handler", "--version").output == f"lime-task-handler {__version__}\n"
     assert root.run("limefu", "--version").output == f"limefu {__version__}\n"
-    assert root.run("limetaskd", "--check").output.startswith("configuration:") or "lime_default" in root.run(
-        "limetaskd", "--check"
-    ).output
+    assert "lime_default_task_queue" in root.run("limetaskd", "--check").output
     assert root.run("readlink", f"{HOME}/bin/python").output == f"python{root.python}\n"
     assert "limetaskd" in root.run("id", "-gn", "limetaskd").output
-    assert root.run("sh", "-c", "getent passwd limetaskd").output.strip().endswith(":/var/lib/limetaskd:/usr/sbin/nologin")
+    assert root.run("getent", "passwd", "limetaskd").output.strip().endswith(":/var/lib/limetaskd:/usr/sbin/nologin")
     assert mode(root, "/etc/limetaskd") == (0o750, "root", "limetaskd")
     assert mode(root, "/etc/limetaskd/limetaskd.yaml") == (0o640, "root", "limetaskd")
     assert mode(root, "/etc/limetaskd/environment") == (0o640, "root", "limetaskd")
@@ -94,7 +92,7 @@ def test_remove_keeps_and_purge_forgets(installed: Root) -> None:
     root.run("dpkg", "-P", "limetaskd")
     for path in ("/etc/limetaskd", "/var/lib/limetaskd", "/var/log/limetaskd", HOME):
         assert not root.file(path).exists(), path
-    assert [path for path in root.file("/usr").rglob("*lime*")] == []
+    assert list(root.file("/usr").rglob("*lime*")) == []
 
 
 def test_a_host_with_its_own_limefu_keeps_it(make_root: MakeRoot, packages: Packages) -> None:
@@ -142,7 +140,7 @@ print(json.dumps(probe()), file=sys.stderr)
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_workers_in_the_venv_of_the_application(suite: str, make_root: MakeRoot, packages: Packages) -> None:
-    """Its own Celery and another pydantic win; limetaskd and a missing redis are found without being installed there."""
+    """Its own Celery and another pydantic win; limetaskd and a missing redis are found though not installed there."""
     root = make_root(suite)
     root.install(packages.deb)
     root.make_application(tool("uv"), "celery==5.7.0", "pydantic==2.12.5")

@@ -70,5 +70,6 @@ def test_the_template_is_the_unit_with_names_of_its_own() -> None:
     service = plain.partition("\n[Service]\n")[2].replace("limetaskd/environment", "limetaskd/%i.environment")
     for folder in ("RuntimeDirectory", "StateDirectory", "LogsDirectory", "WorkingDirectory=/var/lib/"):
         service = re.sub(rf"({folder}=?)limetaskd$", r"\1limetaskd-%i", service, flags=re.MULTILINE)
-    service = service.replace("EnvironmentFile", "Environment=LIMETASK_CONFIG=/etc/limetaskd/%i.yaml\nEnvironmentFile", 1)
+    configuration = "Environment=LIMETASK_CONFIG=/etc/limetaskd/%i.yaml\n"
+    service = service.replace("EnvironmentFile", f"{configuration}EnvironmentFile", 1)
     assert template.partition("\n[Service]\n")[2] == service

@@ -34,7 +34,8 @@ def _module() -> ModuleType:
 def pages() -> dict[str, str]:
     """{name: its text without the escapes of roff}."""
     made: dict[str, str] = _module().pages(ROOT, "1.2.3", 1790000000)
-    return {name: re.sub(r"\\f[BIR]|\\&", "", text).replace("\\-", "-").replace("\\(ti", "~") for name, text in made.items()}
+    escapes = re.compile(r"\\f[BIR]|\\&|\\(?=-)")
+    return {name: escapes.sub("", text) for name, text in made.items()}
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
