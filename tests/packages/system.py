@@ -20,6 +20,7 @@ CACHE = Path(os.environ.get("LIMETASKD_PACKAGES_CACHE", "/var/tmp/limetaskd-pack
 INCLUDED = "systemd,systemd-sysv,python3,python3-venv"
 PYTHON_OF = {"bookworm": "3.11", "trixie": "3.13"}
 COMMAND_S = 240
+REBOOT = 133  # the exit code of systemd-nspawn when the machine wants to be booted again
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -130,16 +131,17 @@ class Machine:
     def __init__(self, root: Root) -> None:
         self.root = root
         self._console = (root.path.parent / "console").open("wb")
+        self._process = self._boot()
+        self.wait_booted()
+
+    def _boot(self) -> subprocess.Popen[bytes]:
         # The unified hierarchy also where this machine has an older layout: it is what Debian 12 boots with.
-        # It insists on a tmpfs there, which /run is not everywhere; without one it cannot reboot.
-        script = 'd=/run/systemd/nspawn; mkdir -p $d && mount -t tmpfs tmpfs $d && exec systemd-nspawn "$@"'
-        self._process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", script, "sh", "-q", "-D", str(root.path), "--private-network",
-             "--register=no", "--keep-unit", "--console=pipe", "-b"],
+        return subprocess.Popen(
+            ["systemd-nspawn", "-q", "-D", str(self.root.path), "--private-network", "--register=no", "--keep-unit",
+             "--console=pipe", "-b"],
             stdin=subprocess.DEVNULL, stdout=self._console, stderr=self._console, start_new_session=True,
             env={**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
         )  # fmt: skip
-        self.wait_booted()
 
     def leader(self) -> int | None:
         """The pid, seen from here, of the systemd of the machine."""
@@ -186,9 +188,10 @@ class Machine:
 
     def reboot(self) -> None:
         """Returns when it is up again."""
-        before = self.leader()
         self.run("systemctl", "reboot", check=False)
-        wait_until(lambda: self.leader() not in {None, before}, timeout=120, message="another init")
+        # With --keep-unit, nspawn leaves it to its caller to start it again.
+        assert self._process.wait(timeout=COMMAND_S) == REBOOT, self.console()
+        self._process = self._boot()
         self.wait_booted()
 
     def close(self) -> None:
