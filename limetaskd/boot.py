@@ -1,6 +1,6 @@
 """The one entry into the application's interpreter, run as a script: `PYTHON /path/limetaskd/boot.py KIND ...`.
 
-    boot.py worker|beat|agent NAME                     under the daemon; the spec is in $LIMETASKD_SPEC
+    boot.py worker|beat|agent|image NAME                     under the daemon; the spec is in $LIMETASKD_SPEC
     boot.py handler [--settings PATH] -- ARGS           lime-task-handler
     boot.py limefu  [--settings PATH] -- ARGS           limefu
 
@@ -14,12 +14,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import socket
 import sys
 from pathlib import Path
 
 PYTHON_MINIMUM = (3, 11)
 CELERY_MINIMUM = (5, 7)
 EXIT_USAGE = 2
+EXIT_CONFIG = 78  # EX_CONFIG: trying again will not help; the daemon says FATAL at once
 
 
 def arrange_path() -> None:
@@ -45,21 +47,34 @@ def refuse(message: str) -> None:
     sys.exit(EXIT_USAGE)
 
 
-def check_interpreter() -> None:
-    """Exit with one clear line unless this interpreter can run limetaskd's workers."""
+def interpreter_problem() -> str | None:
+    """One clear line when this interpreter cannot run limetaskd's workers."""
     if sys.version_info < PYTHON_MINIMUM:
         found = ".".join(map(str, sys.version_info[:3]))
-        refuse(f"limetaskd needs Python >= 3.11 (found {found} at {sys.executable})")
+        return f"limetaskd needs Python >= 3.11 (found {found} at {sys.executable})"
     try:
         import celery
     except ImportError as error:
-        refuse(f"limetaskd needs celery >= 5.7 in this interpreter ({sys.executable}: {error})")
+        return f"limetaskd needs celery >= 5.7 in this interpreter ({sys.executable}: {error})"
     # The version's own string, not the metadata: a stale .dist-info must not let an old Celery pass.
     version = str(celery.__version__)
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < CELERY_MINIMUM:
         where = Path(str(celery.__file__)).parent
-        refuse(f"limetaskd needs celery >= 5.7 in this interpreter (found {version} at {where})")
+        return f"limetaskd needs celery >= 5.7 in this interpreter (found {version} at {where})"
+    return None
+
+
+def tell_daemon(channel: str, state: object) -> None:
+    """The one report of a process that cannot run: nothing of the worker can be imported to send it."""
+    from limetaskd.core.channel import encode
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        try:
+            sock.connect(channel)
+            sock.send(encode(state))  # type: ignore[arg-type]
+        except OSError as error:
+            sys.stderr.write(f"limetaskd: the daemon could not be told: {error}\n")
 
 
 def run_supervised(kind: str) -> int:
@@ -73,8 +88,15 @@ def run_supervised(kind: str) -> int:
         refuse(f"limetaskd: {SPEC_VARIABLE} holds no usable process spec ({error}): {kind} is started by the daemon")
         raise AssertionError("unreachable") from error
     write_own_record(spec)
-    check_interpreter()
-    return int(importlib.import_module(f"limetaskd.{kind}.main").main(spec) or 0)
+    problem = interpreter_problem()
+    if problem is not None:
+        from limetaskd.core.channel import Phase, State
+
+        sys.stderr.write(f"{problem}\n")
+        tell_daemon(spec.channel, State(spec.name, spec.generation, os.getpid(), Phase.FAILED, reason=problem))
+        return EXIT_CONFIG
+    module = "limetaskd.worker.image" if kind == "image" else f"limetaskd.{kind}.main"
+    return int(importlib.import_module(module).main(spec) or 0)
 
 
 def run_command(kind: str, arguments: list[str]) -> int:
@@ -84,7 +106,9 @@ def run_command(kind: str, arguments: list[str]) -> int:
         settings_path, arguments = arguments[1], arguments[2:]
     if arguments[:1] == ["--"]:
         arguments = arguments[1:]
-    check_interpreter()
+    problem = interpreter_problem()
+    if problem is not None:
+        refuse(problem)
     module = {"handler": "limetaskd.worker.handler", "limefu": "limetaskd.worker.routes"}[kind]
     return int(importlib.import_module(module).main(settings_path, arguments) or 0)
 
@@ -92,11 +116,11 @@ def run_command(kind: str, arguments: list[str]) -> int:
 def main(argv: list[str]) -> int:
     kind = argv[1] if len(argv) > 1 else ""
     arrange_path()
-    if kind in ("worker", "beat", "agent"):
+    if kind in ("worker", "beat", "agent", "image"):
         return run_supervised(kind)
     if kind in ("handler", "limefu"):
         return run_command(kind, argv[2:])
-    refuse(f"usage: {argv[0]} worker|beat|agent NAME | handler|limefu [--settings PATH] -- ARGS")
+    refuse(f"usage: {argv[0]} worker|beat|agent|image NAME | handler|limefu [--settings PATH] -- ARGS")
     return EXIT_USAGE
 
 

@@ -1,0 +1,1 @@
+"""`lime-task-handler` and `limefu`: read the configuration, then become the application's interpreter."""

@@ -32,7 +32,6 @@ DAEMON: dict[Path, Unsupported] = {
         fatal=True,
         when=lambda value: value is not None and value.startswith("tcp:"),
     ),
-    ("preload",): Unsupported("workers are started by exec in this version, each imports for itself", when=bool),
     ("ack_deadline",): Unsupported(_NOT_ENFORCED),
     ("max_deliveries",): Unsupported(_NOT_ENFORCED),
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 MASK = "***"
+# Our transport of Redis goes by aliases of its own inside Celery; people know the schemes that they configured.
+_ALIAS = re.compile(r"\blime(?=(?:redis|rediss|sentinel)\b)")
 # scheme://user:password@ and scheme://:password@ ; a password may hold anything but a slash or white space,
 # and an unescaped @ in it belongs to it, so the last @ before the path counts.
 _CREDENTIALS = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.\-]*://[^\s:/@]*):(?P<secret>[^\s/]*)@")
@@ -17,5 +19,6 @@ def redact_url(url: str | None) -> str | None:
 
 
 def redact_text(text: str) -> str:
-    """Mask the password of every URL in `text`."""
+    """Mask the password of every URL in `text`, and show the schemes that people know."""
+    text = _ALIAS.sub("", text)
     return _QUERY.sub(rf"\g<key>{MASK}", _CREDENTIALS.sub(rf"\g<head>:{MASK}@", text))

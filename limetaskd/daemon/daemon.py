@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,22 +13,25 @@ from typing import Any
 from limetaskd.core.accepted import Accepted
 from limetaskd.core.board import Board
 from limetaskd.core.channel import Event, State
-from limetaskd.daemon import embedded, engine, files, orphans
+from limetaskd.daemon import embedded, engine, files, gather, orphans
 from limetaskd.daemon.channel import ChannelServer, Connection
 from limetaskd.daemon.events import EventBus
-from limetaskd.daemon.incarnation import Incarnation, Launch, launch_environment
+from limetaskd.daemon.incarnation import ADOPTED, EXEC, FORK, Incarnation, Launch, launch_environment
 from limetaskd.daemon.launch import (
     AGENT,
     BROKER,
+    IMAGE,
     agent_launch,
     beat_launch,
     broker_launch,
+    image_launch,
     paths_of,
     worker_launch,
 )
 from limetaskd.daemon.logpump import LogPump
+from limetaskd.daemon.memory import Memory, boot_id
 from limetaskd.daemon.pools import Scales
-from limetaskd.daemon.spawner import ProcessRef, spawn
+from limetaskd.daemon.spawner import ProcessRef, become_subreaper, forked, reap_strangers, spawn
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError
 from limetaskd.plan.model import Plan, PoolPlan
@@ -40,6 +44,10 @@ TICK_S = 5.0
 FROZEN_S = 3 * TICK_S
 BROKER_POLL_S = 0.05
 BROKER_PATIENCE_S = 15.0
+MEMORY_PAUSE_S = 0.2
+# Imports may take long; workers wait for them rather than to import the same beside the image.
+IMAGE_PATIENCE_S = 60.0
+FORK_TIMEOUT_S = 10.0
 
 
 class Daemon:
@@ -62,10 +70,16 @@ class Daemon:
         self.reload_requested = asyncio.Event()
         self.stop_requested = asyncio.Event()
         self.stop_now = asyncio.Event()
+        self.upgrade_requested = asyncio.Event()
+        self.replacing = False  # this process becomes newer code: its workers run on
+        self.strangers_to_keep: set[int] = set()  # children that are no units, whose exit somebody waits for
+        self._memory_changed = asyncio.Event()
         self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)
         self._tick_task: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._xmlrpc: engine.XmlRpcServer | None = None
+        self._forking = 0  # forks whose pid is not known yet: it must not be reaped as a stranger's
+        self._early: dict[tuple[str, int, int], tuple[Connection, State]] = {}  # reports that came before the birth
 
     # Pools.
 
@@ -100,23 +114,31 @@ class Daemon:
 
     async def start(self) -> None:
         """Bring everything up; returns when all has been set going (not when all consumes)."""
+        become_subreaper()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap_strangers)
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
         await self.load_scales()
+        memory = await self._load_memory()
         await self.write_settings()
         self.channel.start()
         found = await asyncio.to_thread(orphans.find_all, self.paths)
         if self.plan.embedded:
             await self._start_broker()
+        if self.plan.preload:
+            self._add(IMAGE, "image", lambda generation: image_launch(self.plan, generation)).start()
         self._add(AGENT, "agent", lambda generation: agent_launch(self.plan, generation))
         for pool in self.pools():
             for index in range(pool.workers):
                 self.add_worker(pool.name, index)
         if self.plan.beat_pool is not None:
             self.add_beat(self.plan.beat_pool)
+        stopped = self._recall(memory)
         orphans.take_over(self, found)
         for unit in self.units.values():
-            if unit.current is None and unit.kind != "broker":
+            if unit.current is None and unit.kind not in {"broker", "image"} and unit.name not in stopped:
                 unit.start()
+        self.events.subscribe(lambda _event: self._memory_changed.set())
+        self.background(self._keep_memory())
         if self.plan.supervisor_socket:
             self._xmlrpc = engine.XmlRpcServer(
                 self.groups, self.paths.supervisor, self.stop_requested.set, self.reload_requested.set
@@ -146,6 +168,63 @@ class Daemon:
             aside = await asyncio.to_thread(files.set_aside, self.paths.scale)
             log.error("%s: %s; set aside as %s, pools start as configured", self.paths.scale, error, aside)
 
+    async def _load_memory(self) -> Memory | None:
+        """What a daemon that died or was replaced knew; a damaged file is set aside."""
+        text = await asyncio.to_thread(files.read, self.paths.memory)
+        if text is None:
+            return None
+        try:
+            memory = Memory.from_json(text)
+        except ValueError as error:
+            aside = await asyncio.to_thread(files.set_aside, self.paths.memory)
+            log.error("%s: %s; set aside as %s", self.paths.memory, error, aside, extra={"action": "set_aside"})
+            return None
+        self.generation = memory.generation
+        self.scales.by_pool.update({name: scale for name, scale in memory.scales.items() if self.plan.pool(name)})
+        return memory
+
+    def _recall(self, memory: Memory | None) -> set[str]:
+        """Give the units their history; the names that an operator had stopped."""
+        if memory is None:
+            return set()
+        same_boot = memory.boot_id == boot_id()
+        for name, known in memory.units.items():
+            unit = self.units.get(name)
+            if unit is not None:
+                unit.recall(known, same_boot=same_boot)
+        return {name for name, known in memory.units.items() if known.stopped}
+
+    async def save_memory(self) -> None:
+        units = {name: unit.remember() for name, unit in self.units.items() if not unit.leftover}
+        memory = Memory(boot_id(), self.generation, units, dict(self.scales.by_pool))
+        await asyncio.to_thread(files.write_atomically, self.paths.memory, memory.to_json())
+
+    async def _keep_memory(self) -> None:
+        """Save soon after each change, many changes at once."""
+        while True:
+            await self._memory_changed.wait()
+            self._memory_changed.clear()
+            if self.state != "stopping":
+                await self.save_memory()
+            await asyncio.sleep(MEMORY_PAUSE_S)
+
+    async def refresh_image(self) -> None:
+        """Replace the image when its modules or settings are not those of now. Its failure is in the log."""
+        image = self.units.get(IMAGE)
+        if image is None:
+            return
+        current = image.current
+        if current is not None and current.connection is not None and image.ready:
+            if current.launch.fingerprint == image.launch(image.generation).fingerprint:
+                changed = (await current.connection.call("stale", {}, FORK_TIMEOUT_S))["changed"]
+                if not changed:
+                    return
+                log.info("the image is replaced: %s changed", ", ".join(changed), extra={"action": "image_stale"})
+            await gather.roll(self, image)
+            return
+        image.start()
+        await image.started()
+
     async def write_settings(self) -> None:
         """What workers and senders read: the settings (secret) and the accepted routing (public)."""
         accepted = Accepted.of(self.plan.settings, self.generation)
@@ -161,7 +240,7 @@ class Daemon:
         unit = self._add(BROKER, "broker", lambda _generation: broker_launch(self.plan, argv))
         alive = await asyncio.to_thread(orphans.embedded_server, embedded.socket_path(state_dir))
         if alive is not None:
-            unit.adopt(self._incarnation(unit, unit.launch(1), 1, alive))
+            unit.adopt(self.take_over(unit, unit.launch(1), 1, alive, None))
         else:
             unit.start()
         self.background(self._watch_broker(unit))
@@ -210,19 +289,53 @@ class Daemon:
     def restart_policy(self) -> RestartPolicy:
         return RestartPolicy(**dataclasses.asdict(self.plan.restart))
 
-    def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
-        """Start a process by exec. Raises OSError."""
+    async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
+        """Start a process: forked from the image where there is one, else by exec. Raises OSError."""
         board = None
         if launch.board_path is not None:
             board = Board.create(launch.board_path, launch.board_slots)
-        # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
-        ref = spawn(
-            launch.argv, launch_environment(launch.env), launch.log_path, protected=unit.kind == "broker"
-        )  # fmt: skip
-        return self._incarnation(unit, launch, generation, ref, board)
+        environment = launch_environment(launch.env)
+        ref = await self._fork(unit, launch, environment) if launch.forkable else None
+        origin = EXEC if ref is None else FORK
+        if ref is None:
+            # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
+            ref = spawn(launch.argv, environment, launch.log_path, protected=unit.kind == "broker")
+        return self._incarnation(unit, launch, generation, ref, board, origin)
+
+    async def _fork(self, unit: Unit, launch: Launch, environment: dict[str, str]) -> ProcessRef | None:
+        """Let the image fork it; None when there is no image that can, with the reason in the log."""
+        image = self.units.get(IMAGE)
+        if image is None or launch.spec is None:
+            return None
+        deadline = time.monotonic() + IMAGE_PATIENCE_S
+        while image.state in {engine.STARTING, engine.STOPPING} and time.monotonic() < deadline:
+            await image.changed(1.0)
+        if not image.ready or image.current is None or image.current.connection is None:
+            log.warning(
+                "%s is started by exec: the image %s", unit.name, image.reason or f"is {image.state_name}",
+                extra={"action": "exec_without_image", "worker": unit.name},
+            )  # fmt: skip
+            return None
+        params = {"spec": launch.spec.to_json(), "env": environment, "nice": launch.nice}
+        self._forking += 1
+        try:
+            reply = await image.current.connection.call("fork", params, FORK_TIMEOUT_S)
+            return forked(int(reply["pid"]))
+        except (CommandError, OSError) as error:
+            log.warning("%s is started by exec: the image could not fork it: %s", unit.name, error)
+            return None
+        finally:
+            self._forking -= 1
+            self.reap_strangers()
+
+    def reap_strangers(self) -> None:
+        """SIGCHLD: as a subreaper we get what killed workers leave behind."""
+        if self._forking == 0:
+            known = {process.pid for unit in self.units.values() for process in unit.processes()}
+            reap_strangers(known | self.strangers_to_keep)
 
     def _incarnation(
-        self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None = None
+        self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None, origin: str
     ) -> Incarnation:
         incarnation = Incarnation(
             name=unit.name,
@@ -230,16 +343,20 @@ class Daemon:
             launch=launch,
             ref=ref,
             exited=asyncio.get_running_loop().create_future(),
+            origin=origin,
             board=board,
         )
         incarnation.watch(lambda dead: unit.died(dead, dead.exited.result()))
+        early = self._early.pop((unit.name, generation, ref.pid), None)
+        if early is not None:
+            incarnation.connection, incarnation.report = early
         return incarnation
 
     def take_over(
         self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None
     ) -> Incarnation:
         """An incarnation of a process that a dead daemon left behind."""
-        return self._incarnation(unit, launch, generation, ref, board)
+        return self._incarnation(unit, launch, generation, ref, board, ADOPTED)
 
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None:
         """After every death: its record goes; what it held on Redis comes back at once."""
@@ -264,7 +381,8 @@ class Daemon:
         unit = self.units.get(state.name)
         incarnation = unit.incarnation(state.generation, state.pid) if unit is not None else None
         if unit is None or incarnation is None:
-            log.debug("a process that is not ours reported: %s pid %d", state.name, state.pid)
+            # Faster than the answer of the image that forked it; or nobody's.
+            self._early[(state.name, state.generation, state.pid)] = (connection, state)
             return
         unit.reported(incarnation, connection, state)
         if unit.kind == "agent":
@@ -276,9 +394,12 @@ class Daemon:
 
     def _on_close(self, connection: Connection) -> None:
         for unit in self.units.values():
-            for incarnation in (unit.current, unit.successor, *unit.leaving):
-                if incarnation is not None and incarnation.connection is connection:
+            for incarnation in unit.processes():
+                if incarnation.connection is connection:
                     incarnation.connection = None
+        for key, (other, _) in list(self._early.items()):
+            if other is connection:
+                del self._early[key]
 
     # The tick.
 
@@ -312,7 +433,7 @@ class Daemon:
         hurry = self.background(self._hurry())
         if self._xmlrpc is not None:
             self.groups.options.mood = -1  # supervisor's SHUTDOWN
-        stages: tuple[tuple[str, ...], ...] = (("beat", "worker"), ("agent",), ("broker",))
+        stages: tuple[tuple[str, ...], ...] = (("beat", "worker"), ("agent", "image"), ("broker",))
         for kinds in stages:
             units = [unit for unit in self.units.values() if unit.kind in kinds]
             for unit in units:
@@ -321,6 +442,7 @@ class Daemon:
         hurry.cancel()
         await asyncio.to_thread(files.remove, self.paths.accepted)
         await asyncio.to_thread(files.remove, self.paths.settings)
+        await asyncio.to_thread(files.remove, self.paths.memory)
 
     async def _hurry(self) -> None:
         await self.stop_now.wait()

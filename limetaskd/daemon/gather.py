@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError
+
+if TYPE_CHECKING:
+    from limetaskd.daemon.daemon import Daemon
 
 
 async def each(units: Sequence[Unit], action: Callable[[Unit], Awaitable[str]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from limetaskd.core.board import Board
 from limetaskd.core.channel import Phase, State
+from limetaskd.core.spec import ProcessSpec
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.spawner import Exit, ProcessRef
 
@@ -40,6 +41,12 @@ class Launch:
     reports: bool = True  # it speaks on the channel; else `ready` of the unit is asked
     fingerprint: str = ""  # of all that only a new process can take
     concurrency: int = 1
+    spec: ProcessSpec | None = None
+    nice: int | None = None
+    forkable: bool = False  # an image may fork it: it needs nothing that must be there before the imports
+
+
+EXEC, FORK, ADOPTED = "exec", "fork", "adopted"
 
 
 @dataclass
@@ -51,6 +58,7 @@ class Incarnation:
     launch: Launch
     ref: ProcessRef
     exited: asyncio.Future[Exit]
+    origin: str = EXEC  # how it came to be ours
     board: Board | None = None
     connection: Connection | None = None
     report: State | None = None

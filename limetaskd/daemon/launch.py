@@ -13,14 +13,18 @@ from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 from limetaskd.daemon.incarnation import Launch
 from limetaskd.plan.diff import FOLLOWED_SETTINGS
 from limetaskd.plan.model import Plan, PoolPlan
+from limetaskd.version import __version__
 
 BOOT = str(Path(limetaskd.__file__).with_name("boot.py"))
 AGENT = "limetaskd:agent"
 BROKER = "limetaskd:broker"
+IMAGE = "limetaskd:image"
 # The daemon waits this much longer than the process itself, which requeues what still runs at its own deadline.
 STOP_MARGIN_S = 10.0
 HELPER_STOP_S = 10.0
 BOARD_SLOTS_MIN = 64
+# Helpers run our code: those of another version are replaced, while workers run on until somebody restarts them.
+HELPER: dict[str, object] = {"version": __version__}
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,10 @@ class Paths:
     def scale(self) -> str:
         return self._under(self.state_dir, "scale.json")
 
+    @property
+    def memory(self) -> str:
+        return self._under(self.runtime_dir, "memory.json")
+
     def log(self, name: str) -> str:
         return self._under(self.logs, f"{name}.log")
 
@@ -101,7 +109,9 @@ def _fingerprint(plan: Plan, document: dict[str, object]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _launch(spec: ProcessSpec, env: dict[str, str], nice: int | None, python: str | None) -> Launch:
+def _launch(
+    spec: ProcessSpec, env: dict[str, str], nice: int | None, python: str | None, *, shared_interpreter: bool = False
+) -> Launch:
     argv = [python or sys.executable, BOOT, spec.kind, spec.name]
     if nice is not None:
         argv = ["nice", "-n", str(nice), *argv]
@@ -114,6 +124,11 @@ def _launch(spec: ProcessSpec, env: dict[str, str], nice: int | None, python: st
         board_slots=max(BOARD_SLOTS_MIN, 4 * spec.concurrency) if spec.board else 0,
         fingerprint=spec.fingerprint,
         concurrency=spec.concurrency,
+        spec=spec,
+        nice=nice,
+        # The environment of its own may be meant for its imports, which an image has behind it.
+        # The agent runs in the daemon's interpreter, the image in that of the workers: only if they are one.
+        forkable=not env and (spec.kind in {"worker", "beat"} or (spec.kind == "agent" and shared_interpreter)),
     )
 
 
@@ -163,7 +178,7 @@ def beat_launch(plan: Plan, pool_name: str, generation: int) -> Launch:
         log=paths.log(name),
         state=paths.beat,
         record=paths.record(name, generation),
-        fingerprint=_fingerprint(plan, {}),
+        fingerprint=_fingerprint(plan, HELPER),
     )
     return _launch(spec, pool.env if pool else {}, None, plan.python)
 
@@ -180,9 +195,25 @@ def agent_launch(plan: Plan, generation: int) -> Launch:
         channel=paths.channel,
         log=paths.log(AGENT),
         record=paths.record(AGENT, generation),
-        fingerprint=_fingerprint(plan, {}),
+        fingerprint=_fingerprint(plan, HELPER),
     )
-    return _launch(spec, {}, None, None)
+    return _launch(spec, {}, None, None, shared_interpreter=plan.python is None)
+
+
+def image_launch(plan: Plan, generation: int) -> Launch:
+    """The process that has imported everything and forks workers and the schedule."""
+    paths = paths_of(plan)
+    spec = ProcessSpec(
+        kind="image",
+        name=IMAGE,
+        pool="limetaskd",
+        generation=generation,
+        settings=paths.settings,
+        channel=paths.channel,
+        log=paths.log(IMAGE),
+        fingerprint=_fingerprint(plan, HELPER),
+    )
+    return _launch(spec, {}, None, plan.python)
 
 
 def broker_launch(plan: Plan, argv: list[str]) -> Launch:

@@ -12,13 +12,17 @@ from pathlib import Path
 
 from limetaskd.errors import AlreadyRunningError
 
+LOCK_VARIABLE = "LIMETASKD_LOCK_FD"  # set for the code that replaces us
+
 
 class RuntimeLock:
     """Held until `release` or the death of this process."""
 
     def __init__(self, runtime_dir: str) -> None:
         self._path = Path(runtime_dir) / "limetaskd.lock"
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = self._inherited()
+        if descriptor is None:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -29,7 +33,22 @@ class RuntimeLock:
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._descriptor = descriptor
+        self.descriptor = descriptor
+
+    def _inherited(self) -> int | None:
+        """The descriptor that the code before us kept open over `execv`: the lock was never free."""
+        text = os.environ.pop(LOCK_VARIABLE, "")
+        if not text.isdigit():
+            return None
+        descriptor = int(text)
+        try:
+            same = os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except OSError:
+            return None
+        if not same:
+            return None
+        os.set_inheritable(descriptor, False)
+        return descriptor
 
     def release(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)

@@ -22,6 +22,7 @@ from limetaskd.daemon.logpump import LogPump, PumpHandler
 from limetaskd.daemon.notify import Notifier
 from limetaskd.daemon.reload import reload_on_request
 from limetaskd.daemon.service import ServiceReporter
+from limetaskd.daemon.upgrade import rehearse_state, replace_process, upgrade_on_request
 from limetaskd.errors import ConfigError, LimetaskError
 from limetaskd.plan.build import build
 from limetaskd.plan.model import Plan
@@ -33,6 +34,7 @@ log = logging.getLogger("limetaskd")
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
+EXIT_REPLACE = -1  # never leaves this process: it becomes the newer code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     add("--daemon", action="store_true", help="detach; the pid is in <runtime_dir>/limetaskd.pid")
     add("--embedded", action="store_true", help="run and supervise a private broker and result store in state_dir")
     add("--json", action="store_true", help="with --check: the plan or the errors as one JSON document")
+    add("--rehearse", action="store_true", help=argparse.SUPPRESS)  # of the installed code, before an upgrade
     add("--version", action="version", version=f"limetaskd {__version__}")
     return result
 
@@ -68,6 +71,10 @@ def main(argv: list[str] | None = None) -> int:
             for problem in error.problems:
                 print(f"limetaskd: {problem}", file=sys.stderr)
         return EXIT_CONFIG
+    if arguments.rehearse:
+        problems = rehearse_state(paths_of(plan))
+        print("\n".join(problems))
+        return EXIT_FAILED if problems else EXIT_OK
     if arguments.check:
         print(json.dumps(as_document(plan), indent=2) if arguments.json else render(plan))
         return EXIT_OK
@@ -99,7 +106,11 @@ def start(plan: Plan, *, detach: bool) -> int:
         if detach:
             pidfile.write_text(f"{os.getpid()}\n")
         _log_to(logs, plan)
-        return asyncio.run(serve(plan, logs))
+        code = asyncio.run(serve(plan, logs))
+        if code == EXIT_REPLACE:
+            logs.close()
+            replace_process(lock.descriptor)
+        return code
     finally:
         logs.close()
         pidfile.unlink(missing_ok=True)
@@ -146,14 +157,19 @@ async def serve(plan: Plan, logs: LogPump) -> int:
         await daemon.start()
         ServiceReporter(daemon, notifier).start()
         daemon.background(reload_on_request(daemon))
+        daemon.background(upgrade_on_request(daemon))
         await daemon.stop_requested.wait()
-        log.info("stopping", extra={"action": "stopping"})
-        notifier.send("STOPPING=1")
+        if not daemon.replacing:
+            log.info("stopping", extra={"action": "stopping"})
+            notifier.send("STOPPING=1")
     finally:
         # Also after a start that failed half-way: what was started is stopped.
-        await daemon.stop()
+        if not daemon.replacing:
+            await daemon.stop()
         await control.close()
         await daemon.close()
+    if daemon.replacing:
+        return EXIT_REPLACE
     log.info("stopped", extra={"action": "stopped"})
     return EXIT_OK
 
@@ -172,15 +188,12 @@ def handle_signals(daemon: Daemon) -> None:
         daemon.stop_now.set()
         daemon.stop_requested.set()
 
-    def later() -> None:
-        log.error("SIGUSR2: replacing the daemon's code in place is not available in this version")
-
     loop.add_signal_handler(signal.SIGTERM, terminate)
     loop.add_signal_handler(signal.SIGINT, terminate)
     loop.add_signal_handler(signal.SIGQUIT, quit_now)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload_requested.set)
     loop.add_signal_handler(signal.SIGUSR1, daemon.logs.reopen)
-    loop.add_signal_handler(signal.SIGUSR2, later)
+    loop.add_signal_handler(signal.SIGUSR2, daemon.upgrade_requested.set)
 
 
 if __name__ == "__main__":

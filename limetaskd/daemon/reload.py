@@ -82,6 +82,8 @@ async def _apply(daemon: Daemon, new: Plan, difference: PlanDiff) -> None:
     await daemon.write_settings()
     added: list[str] = []
     try:
+        if difference.settings:
+            await daemon.refresh_image()
         for name in difference.pools_added:
             added.append(name)
             pool = daemon.pool(name)
@@ -131,6 +133,10 @@ async def _undo(
     for name in added:
         for unit in [unit for unit in daemon.units.values() if unit.name.split(":")[0] == name]:
             scaling.retire(daemon, unit)
+    try:
+        await daemon.refresh_image()
+    except CommandError as error:
+        log.warning("the image of the old configuration could not be made again: %s", error)
     for name in (*difference.rolled, *difference.in_place):
         for unit in daemon.pool_units(name):
             current = unit.current

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from ctypes import CDLL
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,8 +135,38 @@ def expose_to_oom_killer(path: Path) -> None:
         log.debug("%s stays as it is: %s", path, error)
 
 
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> None:
+    """What our descendants leave behind becomes our child: a worker whose go-between has exited, too."""
+    CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_strangers(known: set[int]) -> None:
+    """Collect dead children that nobody holds a ProcessRef of: what a killed worker left behind.
+
+    Looks before it takes (WNOWAIT), so that the death of a process in `known` stays for its own ProcessRef.
+    """
+    while True:
+        try:
+            dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if dead is None or dead.si_pid in known:
+            return  # the next call, after the death in `known` was handled, goes on
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(dead.si_pid, os.WNOHANG)
+
+
+def forked(pid: int) -> ProcessRef:
+    """A process that an image forked and that is our child by now. Raises OSError when it is gone already."""
+    pidfd = os.pidfd_open(pid)  # an unreaped child: its pid cannot have been used again
+    return ProcessRef(pid, process_start_ticks(pid) or 0, pidfd, child=True)
+
+
 def find(pid: int, start_ticks: int) -> ProcessRef | None:
-    """The living process with this identity, which is no child of ours; None when it is gone."""
+    """The living process with this identity; None when it is gone. It may be our child: `exec` keeps children."""
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
@@ -144,4 +175,14 @@ def find(pid: int, start_ticks: int) -> ProcessRef | None:
     if process_start_ticks(pid) != start_ticks:
         os.close(pidfd)
         return None
-    return ProcessRef(pid, start_ticks, pidfd, child=False)
+    return ProcessRef(pid, start_ticks, pidfd, child=_parent(pid) == os.getpid())
+
+
+def _parent(pid: int) -> int | None:
+    """The parent's pid (/proc/PID/stat, field 4)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+            stat = file.read()
+    except OSError:
+        return None
+    return int(stat[stat.rindex(b")") + 2 :].split()[1])

@@ -15,14 +15,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from limetaskd.core.channel import Phase, State
 from limetaskd.daemon import engine
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.events import EventBus
 from limetaskd.daemon.incarnation import Incarnation, Launch
+from limetaskd.daemon.memory import UnitMemory
 from limetaskd.daemon.spawner import Exit
 from limetaskd.errors import CommandError
 from limetaskd.policy.restart import FATAL_RETRY_S, RestartPolicy
@@ -42,7 +43,8 @@ class Host(Protocol):
     groups: engine.Groups
 
     def restart_policy(self) -> RestartPolicy: ...
-    def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation: ...
+    def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]: ...
+    async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation: ...
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None: ...
 
 
@@ -67,6 +69,7 @@ class Unit:
         self._trial = False  # the next process is tried out of FATAL
         self._timer: asyncio.TimerHandle | None = None
         self._start_again = False
+        self._birth: asyncio.Task[None] | None = None  # a process is being started
         self._changed = asyncio.Event()
         self.machine = host.groups.machine(name, log_path, self, self._announce)
 
@@ -132,6 +135,15 @@ class Unit:
 
     # Start and death.
 
+    def remember(self) -> UnitMemory:
+        """What the next daemon should know."""
+        return UnitMemory(self.restarts, tuple(self._deaths), self.state in {engine.STOPPED, engine.STOPPING})
+
+    def recall(self, memory: UnitMemory, *, same_boot: bool) -> None:
+        """What the last daemon knew."""
+        self.restarts = memory.restarts
+        self._deaths = list(memory.deaths) if same_boot else []
+
     def start(self) -> None:
         """Bring it up if it is down; a unit that is being stopped starts when that is done."""
         if self.state == engine.STOPPING or (self.kind != "worker" and self.leaving):
@@ -148,16 +160,41 @@ class Unit:
         self._cancel_timer()
         self.reason = None
         self.machine.change_state(engine.STARTING)
+        self._birth = self._host.background(self._bear())
+
+    async def _bear(self) -> None:
+        """Start a process; it may take a moment (an image forks it), and a stop may come meanwhile."""
+        begun = time.monotonic()
         try:
-            self.current = self._new_incarnation()
+            incarnation = await self._new_incarnation()
         except OSError as error:
+            self._birth = None
             self.machine.spawnerr = str(error)
+            if self.state == engine.STOPPING:
+                self._stopped()
+                return
             hopeless = isinstance(error, FileNotFoundError | PermissionError)
             self._after_death(f"cannot be started: {error}", fatal=hopeless)
+            return
+        self._birth = None
+        if self.current is not None:  # a successor took the name meanwhile
+            self.leaving.append(incarnation)
+            incarnation.end(now=True)
+            return
+        self.current = incarnation
+        self._host.events.emit(
+            "process_started", process=self.name, pid=incarnation.pid, origin=incarnation.origin,
+            took_ms=round((time.monotonic() - begun) * 1000, 3),
+        )  # fmt: skip
+        if self.state == engine.STOPPING:
+            incarnation.end(now=True)
+        elif incarnation.report is not None:  # it has reported already
+            self._follow_phase(incarnation.report)
+        self.pulse()
 
-    def _new_incarnation(self) -> Incarnation:
+    async def _new_incarnation(self) -> Incarnation:
         self.generation += 1
-        return self._host.bring_to_life(self, self.launch(self.generation), self.generation)
+        return await self._host.bring_to_life(self, self.launch(self.generation), self.generation)
 
     def adopt(self, incarnation: Incarnation) -> None:
         """Take over a process that is alive already."""
@@ -239,10 +276,14 @@ class Unit:
 
     # Reports.
 
+    def processes(self) -> list[Incarnation]:
+        """Every process of this name: the current one, its successor, those that leave."""
+        return [found for found in (self.current, self.successor, *self.leaving) if found is not None]
+
     def incarnation(self, generation: int, pid: int) -> Incarnation | None:
         """Which of our processes this is; None for a stranger."""
-        for candidate in (self.current, self.successor, *self.leaving):
-            if candidate is not None and (candidate.generation, candidate.pid) == (generation, pid):
+        for candidate in self.processes():
+            if (candidate.generation, candidate.pid) == (generation, pid):
                 return candidate
         return None
 
@@ -294,6 +335,8 @@ class Unit:
         elif self.current is not None:
             self.machine.change_state(engine.STOPPING)
             self.current.end(now=now)
+        elif self._birth is not None:
+            self.machine.change_state(engine.STOPPING)
 
     async def stopped(self) -> None:
         """Wait until nothing of it runs any more."""
@@ -321,7 +364,7 @@ class Unit:
         try:
             if self.current is not None and self.current.hung():
                 await self.current.kill()
-            if self.state in engine.ENDED_STATES or self.current is None:
+            if self.current is None:
                 self.start()
                 await self.started()
             elif self.kind == "worker":
@@ -336,10 +379,15 @@ class Unit:
             self.rolling = None
 
     async def _roll(self) -> None:
+        birth = self._host.background(self._new_incarnation(), report=False)
         try:
-            successor = self._new_incarnation()
+            successor: Incarnation = await asyncio.shield(birth)
         except OSError as error:
             raise CommandError(f"{self.name}: no new process could be started: {error}") from error
+        except asyncio.CancelledError:
+            # Stopped at this very moment: what is being born must not stay behind.
+            birth.add_done_callback(self._unwanted)
+            raise
         self.successor = successor
         deadline = time.monotonic() + SUCCESSOR_TIMEOUT_S
         try:
@@ -371,8 +419,13 @@ class Unit:
         self.pulse()
         return None
 
+    def _unwanted(self, birth: asyncio.Task[Incarnation]) -> None:
+        if not birth.cancelled() and birth.exception() is None:
+            self.leaving.append(birth.result())
+            birth.result().end(now=True)
+
     def hurry(self) -> None:
         """What is ending ends at once."""
-        for incarnation in (self.current, self.successor, *self.leaving):
-            if incarnation is not None and incarnation.ending is not None:
+        for incarnation in self.processes():
+            if incarnation.ending is not None:
                 incarnation.end(now=True)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Task, shared_task
+from celery.exceptions import Reject
+
+from limetaskd.errors import PublishError, RoutingError
+from limetaskd.tasks.errors import BrokerRefusedError
 
 AT_LEAST_ONCE = "at-least-once"
 AT_MOST_ONCE = "at-most-once"
@@ -16,6 +20,21 @@ class LimeTask(Task):  # type: ignore[misc]
     abstract = True
     qos: str | None = None
     delivery: str | None = None
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's, which drops the task when the retry cannot be sent.
+
+        Here it goes back to its queue when the broker was away, and fails visibly when the broker refused the retry.
+        """
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as rejected:
+            reason = rejected.reason
+            if isinstance(reason, BrokerRefusedError | RoutingError):
+                raise reason from rejected
+            if isinstance(reason, PublishError):
+                raise Reject(reason, requeue=True) from rejected
+            raise
 
 
 def task(*args: Any, qos: str | None = None, delivery: str | None = None, **options: Any) -> Any:

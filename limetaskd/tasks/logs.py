@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ from limetaskd.core.routing import Decision
 
 ROOT_NAME = "limetaskd"
 ROUTING_NAME = "limetaskd.routing"
-
-_lock = threading.Lock()
-
 
 class FallbackHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to what `sys.stderr` is now, like logging's handler of last resort."""
@@ -52,14 +48,13 @@ def logger(name: str = ROOT_NAME) -> logging.Logger:
     ours = logging.getLogger(ROOT_NAME)
     configured = bool(logging.getLogger().handlers) or any(handler is not _fallback for handler in ours.handlers)
     if configured == (_fallback in ours.handlers):
-        with _lock:
-            if configured:
-                ours.removeHandler(_fallback)
-                ours.setLevel(logging.NOTSET)
-            else:
-                ours.addHandler(_fallback)
-                if ours.level == logging.NOTSET:
-                    ours.setLevel(_level)
+        if configured:
+            ours.removeHandler(_fallback)
+            ours.setLevel(logging.NOTSET)
+        else:
+            ours.addHandler(_fallback)
+            if ours.level == logging.NOTSET:
+                ours.setLevel(_level)
     return logging.getLogger(name)
 
 

@@ -88,7 +88,9 @@ class Publisher:
         return (*connection.connection_errors, *connection.channel_errors, OperationalError)
 
     def _remaining(self) -> float:
-        return max(self._deadline - time.monotonic(), _SHORTEST_S)
+        """Seconds that this try may take. With another broker to go to, one that hangs does not get all the time."""
+        remaining = max(self._deadline - time.monotonic(), _SHORTEST_S)
+        return min(remaining, max(self._timeout_s / 3, CONNECT_TIMEOUT_S)) if self.connection.alt else remaining
 
     def _try(self, body: Any, options: dict[str, Any]) -> Any:
         connection = self.connection

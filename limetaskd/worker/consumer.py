@@ -127,6 +127,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return
         self.lime.drain.step(self)
         run_commands(self)
+        # kombu's hub now waits for descriptors, for up to 10 s, whatever it still has to do by itself: a message that
+        # py-amqp has read already, or an acknowledgement, would wait as long.
+        if self.hub is not None and self.hub._ready:
+            os.eventfd_write(self.lime.wake, 1)
 
     def perform_pending_operations(self) -> None:
         """Each turn of the loop of transports without an event loop."""

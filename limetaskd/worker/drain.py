@@ -25,12 +25,13 @@ HARD_EXIT_S = 3.0
 
 
 class Drain:
-    """`timeout_s`: how long running tasks get. `on_change` is called, in a signal handler, when the end is asked for."""
+    """`timeout_s`: how long running tasks get. `on_change` is called (in signal handlers) when the end is asked for."""
 
     def __init__(self, timeout_s: float, on_change: Callable[[], None]) -> None:
         self.timeout_s = timeout_s
         self.on_change = on_change
         self.wake: int | None = None
+        self._pid = os.getpid()
         self.requested = False
         self.begun = False
         self.at_once = False
@@ -41,19 +42,35 @@ class Drain:
         """`reopen`: what SIGHUP does; None: it drains (the terminal is gone). Main thread only."""
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
-        signal.signal(signal.SIGQUIT, self._on_quit)
-        signal.signal(signal.SIGALRM, self._on_alarm)
+        signal.signal(signal.SIGQUIT, self._on_end)
+        signal.signal(signal.SIGALRM, self._on_end)
         if reopen is None:
             signal.signal(signal.SIGHUP, self._on_stop)
         else:
             signal.signal(signal.SIGHUP, lambda _signum, _frame: reopen())
+
+    @staticmethod
+    def forget_signals() -> None:
+        """In a pool child: these handlers are the worker's. (Celery and billiard set the others.)"""
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+    def _inherited(self, signum: int) -> bool:
+        """Whether this is a child that has not set its own handlers yet: the signal ends it."""
+        if os.getpid() == self._pid:
+            return False
+        signal.signal(signum, signal.SIG_DFL)
+        os.kill(os.getpid(), signum)
+        return True
 
     def request(self) -> None:
         """Drain. From any thread: the main thread takes it like a SIGTERM, which also interrupts what blocks it."""
         if not self.requested:
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
-    def _on_stop(self, _signum: int, _frame: FrameType | None) -> None:
+    def _on_stop(self, signum: int, _frame: FrameType | None) -> None:
+        if self._inherited(signum):
+            return
         if self.requested:
             self._stop_at_once()
             return
@@ -62,11 +79,10 @@ class Drain:
         self.on_change()
         self._wake()
 
-    def _on_quit(self, _signum: int, _frame: FrameType | None) -> None:
-        self._stop_at_once()
-
-    def _on_alarm(self, _signum: int, _frame: FrameType | None) -> None:
-        self._stop_at_once()
+    def _on_end(self, signum: int, _frame: FrameType | None) -> None:
+        """SIGQUIT, or the end of the time for running tasks."""
+        if not self._inherited(signum):
+            self._stop_at_once()
 
     def _stop_at_once(self) -> None:
         if self.at_once:

@@ -6,6 +6,7 @@ tasks print goes to descriptors 1 and 2, which are the same file under the daemo
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ EXECUTION_LOGGER = "limetaskd.execution"
 ROUTING_LOGGER = "limetaskd.routing"
 # The execution record says what these say at INFO, in fields; DEBUG shows them again.
 _REPLACED = ("celery.worker.strategy", "celery.app.trace")
+_TAIL_BYTES = 256 * 1024
 _OWN_HANDLER = "limetaskd"
 
 
@@ -183,6 +185,26 @@ def reopen_all() -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, WatchedFile):
             handler.reopen()
+
+
+def was_recorded(task_id: str) -> bool:
+    """Whether the end of this task stands in the last part of the log file of this worker.
+
+    For the one case that the scoreboard cannot tell: a child that died right after it wrote its record.
+    """
+    needle = json.dumps(task_id).encode()
+    for handler in logging.getLogger().handlers:
+        if not isinstance(handler, WatchedFile):
+            continue
+        try:
+            with Path(handler.path).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+                lines = file.read().splitlines()
+        except OSError:
+            continue
+        if any(needle in line and b'"task_outcome"' in line for line in lines):
+            return True
+    return False
 
 
 def loudly_warn_root(logger: logging.Logger) -> None:

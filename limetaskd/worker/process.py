@@ -11,7 +11,7 @@ from celery import bootsteps, signals
 from celery.apps.worker import Worker as CeleryWorker
 from celery.apps.worker import install_cry_handler, install_rdb_handler
 from celery.concurrency import get_implementation
-from celery.concurrency.prefork import TaskPool as Prefork
+from celery.concurrency.prefork import TaskPool as CeleryPrefork
 from celery.concurrency.solo import TaskPool as CelerySolo
 from celery.concurrency.thread import TaskPool as CeleryThreads
 from celery.worker.control import Panel
@@ -23,7 +23,7 @@ from limetaskd.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
 
-_POOLS = {CeleryThreads: pools.Threads, CelerySolo: pools.Solo}
+_POOLS = {CeleryPrefork: pools.Prefork, CeleryThreads: pools.Threads, CelerySolo: pools.Solo}
 
 
 class Gate(bootsteps.Step):  # type: ignore[misc]
@@ -55,6 +55,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def __init__(self, app: Any = None, *, lime: Runtime, **kwargs: Any) -> None:
         self.lime = lime
+        pools.Children.begun = staticmethod(lime.board.begun)
         self.recorder = Recorder(lime.settings)
         app.steps["worker"].add(Gate)
         kwargs.setdefault("consumer_cls", Consumer)
@@ -88,7 +89,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def on_strategies(self) -> None:
         """The consumer has (re)built what it needs of each task."""
-        if not isinstance(self.pool, Prefork):
+        if not isinstance(self.pool, CeleryPrefork):
             self.tracer.wrap_all(self.app)
 
     def on_start(self) -> None:
@@ -100,6 +101,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def _on_child(self, **_kwargs: Any) -> None:
         """In each new pool child."""
+        self.lime.drain.forget_signals()
         self.lime.board.writer()
         self.tracer.wrap_all(self.app)
 

@@ -156,21 +156,21 @@ class Tracer:
                 except (Reject, Ignore) as error:
                     # Raised by a hook of the task after its end.
                     if isinstance(error, Reject) and not error.requeue:
-                        recorded = failed = True
                         recorder.write(
                             uuid, name, headers, FAILURE,
                             started=started, duration_ms=(clock() - begin) * 1000, reason="rejected",
                         )  # fmt: skip
+                        recorded = failed = True
                     raise
                 _, info, runtime, _ = result
                 if info is None and runtime is None:
                     return result  # its result is stored already: it came a second time, and did not run
                 outcome, reason = outcome_of(info)
-                recorded, failed = outcome is not None, outcome == FAILURE
                 recorder.write(
                     uuid, name, headers, outcome,
                     started=started, duration_ms=(clock() - begin) * 1000, reason=reason,
                 )  # fmt: skip
+                recorded, failed = outcome is not None, outcome == FAILURE
                 return result
             finally:
                 # Without a record the main process finds the slot idle and the reason in the exception.

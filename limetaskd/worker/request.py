@@ -16,6 +16,7 @@ from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostE
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
+from limetaskd.worker import logs
 from limetaskd.worker.records import FAILURE, SUCCESS, Recorder
 from limetaskd.worker.runtime import Runtime
 
@@ -78,6 +79,10 @@ class RequestMixin:
             self.runtime.event("task_redelivered", task_id=self.id, task_name=self.task.name)
         super().reject(requeue=requeue)  # type: ignore[misc]
 
+    def _ended(self: Any) -> bool:
+        """Whether the slot, which is dead now, had ended and recorded this task."""
+        return self.runtime.board.ended(self.worker_pid, self.id) or logs.was_recorded(self.id)
+
     def _settle_ended(self: Any) -> None:
         """Its slot stored the result and recorded the end; only its word to us was lost."""
         self._recorded = True
@@ -100,10 +105,10 @@ class RequestMixin:
             # Dead first: what its slot says is final then. on_timeout comes next and does the rest; Celery would
             # store the failure, and call the errbacks, in both.
             _kill_and_wait(self.worker_pid)
-            if self.runtime.board.ended(self.worker_pid, self.id):
+            if self._ended():
                 self._settle_ended()
             return
-        if self.runtime.board.ended(self.worker_pid, self.id):
+        if self._ended():
             self._settle_ended()
             return
         super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
@@ -116,7 +121,9 @@ class RequestMixin:
             self.record(FAILURE, "worker_lost" if lost else None)
 
     def _success_was_stored(self: Any) -> Any:
-        self._stored = super()._success_was_stored()  # type: ignore[misc]
+        # Twice: what the child sent right before its death may be served after our first question.
+        stored = super()._success_was_stored  # type: ignore[misc]
+        self._stored = stored() or stored()
         return self._stored
 
     def _retry_worker_lost(self: Any, exc: Any, exc_info: Any) -> bool:

@@ -84,3 +84,13 @@ class Scoreboard:
             slot.pid == pid and slot.ended_id == task_id[:64] and ticks in (None, slot.start_ticks)
             for slot in self.board.read()
         )
+
+    def begun(self, pid: int, task_id: str) -> bool:
+        """Whether that process (alive or dead) has begun this task, and no other since in that slot."""
+        ticks = process_start_ticks(pid)
+        return any(
+            slot.pid == pid
+            and ticks in (None, slot.start_ticks)
+            and task_id[:64] in (slot.ended_id, slot.running.id if slot.running else None)
+            for slot in self.board.read()
+        )

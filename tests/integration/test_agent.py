@@ -90,7 +90,9 @@ def run_agent() -> Iterator[Callable[..., Running]]:
 def declare_and_send(url: str, name: str, count: int, **options: Any) -> None:
     """`count` messages into the queue `name`, with the header that our senders write."""
     exchange = Exchange("agent_tests")
-    with Connection(transport_url(url) if url.startswith("redis") else url, **options) as connection:
+    if not url.startswith("redis"):
+        options = {"transport_options": {"confirm_publish": True}}  # a broker may forget what it has not confirmed
+    with Connection(transport_url(url), **options) as connection:
         for _ in range(count):
             connection.Producer().publish(
                 {}, exchange=exchange, routing_key=name, declare=[Queue(name, exchange, name)],

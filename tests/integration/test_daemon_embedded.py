@@ -42,7 +42,7 @@ def test_tasks_run_and_senders_find_the_server_by_themselves(daemon: Daemon) -> 
     status = daemon.status()
     assert status is not None
     helpers = {helper["name"]: helper["state"] for helper in status["daemon"]["helpers"]}
-    assert helpers == {"limetaskd:broker": "RUNNING", "limetaskd:agent": "RUNNING"}
+    assert helpers == dict.fromkeys(("limetaskd:broker", "limetaskd:image", "limetaskd:agent"), "RUNNING")
     socket = daemon.state_dir / "embedded" / "valkey.sock"
     assert stat.S_IMODE(socket.parent.stat().st_mode) & 0o007 == 0
     assert daemon.stop() == 0
@@ -58,6 +58,7 @@ def test_queued_and_running_tasks_survive_the_death_of_the_whole_tree(daemon: Da
         sender.send_many("crm.mark", [[str(folder), n, 0.05] for n in range(60)], queue="q_background")
         wait_until(lambda: len(marks(folder)) >= 4, 60)
     kill_folder(str(daemon.folder))
+    daemon.wait_exit()
     wait_until(lambda: not daemon.processes())
     daemon.start()
     wait_until(lambda: len(marks(folder)) == 60, 60, lambda: f"{60 - len(marks(folder))} tasks are missing")

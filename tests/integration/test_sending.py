@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
@@ -16,8 +17,19 @@ from limetaskd.core.settings import Settings
 from limetaskd.errors import PublishError, RoutingError
 from limetaskd.tasks.app import build_app
 from limetaskd.tasks.send import send_task
+from tests.support import sending_tasks as tasks
 from tests.support.brokers import RabbitMQ, Server, free_ports
-from tests.support.sending import ASAP, DEFAULT, clean_apps, connection, make_settings, take_all, tasks_in
+from tests.support.sending import (
+    ASAP,
+    BACKGROUND,
+    DEFAULT,
+    Worker,
+    clean_apps,
+    connection,
+    make_settings,
+    take_all,
+    tasks_in,
+)
 from tests.support.waiting import pause, wait_until
 
 
@@ -287,6 +299,35 @@ def test_a_message_that_the_broker_does_not_accept_is_an_error(own_rabbitmq: Rab
     assert errors == 6 - len(numbers(settings)) > 0
 
 
+def test_a_broker_that_blocks_its_senders_loses_no_retry(own_rabbitmq: RabbitMQ, redis_url: str) -> None:
+    settings = make_settings(own_rabbitmq.url, redis_url, publish_timeout_s=2)
+    build_app(settings)
+    with Worker(settings, "-P", "solo") as worker:
+        # The worker has connections by now: those that exist already are blocked, too.
+        assert tasks.again.delay([]).get(timeout=60)
+        result = tasks.again.delay([], 3)
+        wait_until(lambda: result.state == "RETRY", 30)
+        own_rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.0).")
+        blocked = Background(lambda: send_task("x", qos="background")).wait()
+        assert isinstance(blocked.error, PublishError)
+        assert blocked.seconds < 20
+        wait_until(lambda: "was not confirmed" in worker.text(), 60)
+        own_rabbitmq.evaluate("vm_memory_monitor:set_vm_memory_high_watermark(0.4).")
+        assert [item["retries"] for item in result.get(timeout=60)] == [0, 1, 2]
+
+
+def test_a_retry_that_the_broker_refuses_is_a_failure(own_rabbitmq: RabbitMQ, redis_url: str) -> None:
+    settings = make_settings(own_rabbitmq.url, redis_url)
+    build_app(settings)
+    send_task("x", qos="background")
+    own_rabbitmq.evaluate(
+        f'rabbit_policy:set(<<"/">>, <<"full">>, <<"^{BACKGROUND}">>, '
+        '[{<<"max-length">>, 1}, {<<"overflow">>, <<"reject-publish">>}], 0, <<"queues">>, <<"tests">>).'
+    )
+    with Worker(settings, "-P", "solo", "-Q", ASAP), pytest.raises(PublishError, match=BACKGROUND):
+        tasks.again.delay([], 0, {"queue": BACKGROUND}).get(timeout=60)
+
+
 def test_a_wrong_password_is_an_error_at_once(rabbitmq: RabbitMQ) -> None:
     build_app(make_settings(f"amqp://guest:wrong-secret@127.0.0.1:{rabbitmq.port}//", publish_timeout_s=80))
     sender = Background(lambda: send_task("x")).wait(40)
@@ -301,3 +342,45 @@ def test_without_confirms_a_send_still_arrives(amqp_url: str) -> None:
     with app.amqp.producer_pool.acquire(block=True) as producer:
         assert not producer.channel.connection.confirm_publish
     wait_until(lambda: numbers(settings) == [1])
+
+
+def test_another_broker_takes_over(own_rabbitmq: RabbitMQ, amqp_url: str) -> None:
+    (port,) = free_ports(1)
+    settings = make_settings(amqp_url)
+    build_app(make_settings(f"amqp://127.0.0.1:{port}//;{own_rabbitmq.url};{amqp_url}", publish_timeout_s=24))
+    send_task("x", (1,))
+    assert numbers(make_settings(own_rabbitmq.url)) == [1]
+    own_rabbitmq.pause()
+    try:
+        send_task("x", (2,))
+    finally:
+        own_rabbitmq.resume()
+    assert numbers(settings) == [2]
+
+
+def test_the_event_of_a_send_is_no_part_of_its_promise(settings: Settings) -> None:
+    settings = dataclasses.replace(settings, celery={"task_send_sent_event": True})
+    app = build_app(settings)
+    events: list[dict[str, Any]] = []
+    with app.connection_for_read() as client:
+        receiver = app.events.Receiver(client, handlers={"task-sent": events.append})
+        with receiver.consumer_context(wakeup=False) as (receiving, _channel, _consumers):
+            _drain(receiving)  # on Redis only now it listens
+            send_task("x", (1,), task_id="an-id")
+            wait_until(lambda: _drain(receiving) or events, 30)
+    assert [(event["uuid"], event["queue"]) for event in events] == [("an-id", f"prod_{DEFAULT}")]
+    # Nobody may write into the exchange of the events: it has another type already.
+    other = make_settings(settings.broker_url, prefix="prod2", celery={"task_send_sent_event": True})
+    build_app(other)
+    with connection(other) as client:
+        kombu.Exchange("prod2_celeryev", type="fanout", durable=True)(client.default_channel).declare()
+    for number in (1, 2):
+        send_task("x", (number,))
+    assert numbers(other, f"prod2_{DEFAULT}") == [1, 2]
+
+
+def _drain(client: kombu.Connection) -> None:
+    try:
+        client.drain_events(timeout=0.2)
+    except TimeoutError:
+        return

@@ -102,7 +102,7 @@ def test_the_log_follows_a_rename_in_every_process(redis_url: str) -> None:
         process = bench.worker(concurrency=1)
         log, old = bench.folder / "w:0.log", bench.folder / "w:0.log.1"
         bench.app.send_task("jobs.say", ("before",)).get(timeout=60)
-        wait_until(lambda: bench.records())
+        wait_until(bench.records)
         log.rename(old)
         assert bench.daemon.ask("w:0", "reopen").error is None
         assert log.exists()

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections import Counter
 
 from limetaskd.core.channel import Phase
 from tests.support.channel import Bench, Process, drain_and_wait, settings_of, settled
@@ -16,9 +17,9 @@ from tests.support.waiting import pause, wait_until
 TOTAL = 300
 
 
-def _send_all(bench: Bench, seconds: float) -> threading.Thread:
+def _send_all(bench: Bench, seconds: float, ids: list[str]) -> threading.Thread:
     sending = threading.Thread(
-        target=lambda: [bench.app.send_task("jobs.number", (n, seconds)) for n in range(TOTAL)]
+        target=lambda: ids.extend(bench.app.send_task("jobs.number", (n, seconds)).id for n in range(TOTAL))
     )
     sending.start()
     return sending
@@ -36,7 +37,8 @@ def _kill_child(process: Process) -> None:
 def test_kill_9_of_pool_children_loses_no_task(urls: Urls) -> None:  # noqa: F811
     with Bench(settings_of(urls.broker, urls.backend), {"jobs": JOBS}) as bench:
         process = bench.worker(concurrency=2, prefetch=4)
-        sending = _send_all(bench, 0.005)
+        ids: list[str] = []
+        sending = _send_all(bench, 0.005, ids)
         deadline = time.monotonic() + 60
         kills = 0
         while len(set(bench.lines())) < TOTAL and time.monotonic() < deadline:
@@ -49,15 +51,19 @@ def test_kill_9_of_pool_children_loses_no_task(urls: Urls) -> None:  # noqa: F81
         assert process.popen.poll() is None
         assert bench.daemon.phase("w:0") == Phase.CONSUMING
         assert drain_and_wait(process) == 0
-        ended = [record["task_id"] for record in bench.records() if "task_outcome" in record]
-        assert len(ended) == len(set(ended)) == TOTAL
+        ended = Counter(record["task_id"] for record in bench.records() if "task_outcome" in record)
+        assert [task_id for task_id, count in ended.items() if count > 1] == []
+        log = process.log.read_text().splitlines()
+        missing = [task_id for task_id in ids if task_id not in ended]
+        assert [line for line in log for task_id in missing if task_id in line] == []
+        assert missing == []
         assert kills >= 5
 
 
 def test_kill_9_of_workers_loses_no_task(urls: Urls) -> None:  # noqa: F811
     with Bench(settings_of(urls.broker, urls.backend), {"jobs": JOBS}) as bench:
         process = bench.worker(concurrency=2, prefetch=4)
-        sending = _send_all(bench, 0.01)
+        sending = _send_all(bench, 0.01, [])
         for _ in range(4):
             pause(random.uniform(0.1, 0.5))
             process.signal(signal.SIGKILL)

@@ -121,15 +121,37 @@ def test_boot_explains_bad_usage(tmp_path: Path) -> None:
         (["worker", "w:0"], {SPEC_VARIABLE: json.dumps({"version": 99})}, SPEC_VARIABLE),
     ):
         done = subprocess.run(
-            [sys.executable, BOOT, *argv], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-        )
+            [sys.executable, BOOT, *argv],
+            env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
         assert done.returncode == 2
         assert words in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_modules_of_limetaskd_do_not_hide_those_of_the_application(redis_url: str) -> None:
-    modules = {"tasks": "NAME = 'the application'\n", "core": "", "config": "", "jobs": JOBS + "\nimport tasks\nassert tasks.NAME\n"}
+    source = JOBS + "\nimport tasks\nassert tasks.NAME\n"
+    modules = {"tasks": "NAME = 'the application'\n", "core": "", "config": "", "jobs": source}
     with Bench(settings_of(redis_url, redis_url, imports=["jobs"]), modules) as bench:
         process = bench.worker()
+        assert drain_and_wait(process) == 0
+
+
+@pytest.mark.parametrize("kind", ["worker", "beat"])
+def test_the_application_need_not_have_what_the_daemon_needs(redis_url: str, kind: str) -> None:
+    block = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('pydantic', 'yaml', 'zmq', 'psutil', 'supervisor', 'daemon'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+    )
+    with Bench(settings_of(redis_url, redis_url), {"jobs": JOBS}) as bench:
+        (bench.folder / "block").mkdir()
+        (bench.folder / "block" / "sitecustomize.py").write_text(block)
+        process = bench.start(bench.spec(kind=kind), PYTHONPATH=str(bench.folder / "block"))
+        bench.consuming()
+        if kind == "worker":
+            assert bench.app.send_task("jobs.number", (3,)).get(timeout=60) == 3
         assert drain_and_wait(process) == 0

@@ -228,8 +228,6 @@ limetaskd:
          "strategy: ignored: there is no such section. It is a key of limetaskd: indent it below that."),
         ("features: {some_other_feature: 1}", "features.some_other_feature: unknown key, ignored."),
         ("importer: {use_s4: true}", "importer.use_s4: unknown key, ignored. Did you mean use_s3?"),
-        ("limetaskd: {preload: true}",
-         "limetaskd.preload = true: workers are started by exec in this version, each imports for itself"),
         ("limetaskd: {max_deliveries: 3}", "limetaskd.max_deliveries: this version does not enforce it"),
         ("limetaskd: {ack_deadline: 15m}", "limetaskd.ack_deadline: this version does not enforce it"),
         ("limetaskd: {limits: {worker_memory: 1GiB}}",

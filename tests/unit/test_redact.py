@@ -61,3 +61,8 @@ def test_a_wrongly_written_password_does_not_show_in_configuration_errors(before
 @pytest.mark.parametrize("url", [f"amqp:/u:{SECRET}@h", f"u:{SECRET}@h", f"amqp//u:{SECRET}@h"])
 def test_what_is_no_url_is_hidden_when_it_may_hold_a_password(url: str) -> None:
     assert SECRET not in shown_url(url)
+
+
+def test_schemes_are_shown_as_people_configured_them() -> None:
+    assert redact_text("Connected to limeredis+socket:///run/x.sock") == "Connected to redis+socket:///run/x.sock"
+    assert redact_text("limerediss://:secret@h/0 limesentinel://h") == "rediss://:***@h/0 sentinel://h"

@@ -61,7 +61,9 @@ def test_only_what_is_to_persist_is_saved() -> None:
     assert again.apply(other).concurrency == 4
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"version": 99, "pools": {}}', '{"version": 1}', '{"version": 1, "pools": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"version": 99, "pools": {}}', '{"version": 1}', '{"version": 1, "pools": 3}']
+)
 def test_a_damaged_file_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         Scales.from_json(text)

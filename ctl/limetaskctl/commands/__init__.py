@@ -29,6 +29,7 @@ SUMMARIES = {
     "purge": "drop all waiting tasks of a queue",
     "logs": "the log of the daemon or of a worker",
     "events": "live stream of state changes, a JSON object a line",
+    "upgrade": "replace the daemon's code by the installed one; the workers run on",
     "shutdown": "stop the daemon and its workers",
     "version": "version of the client and of the daemon",
     "completion": "print the completion script of a shell",
@@ -36,7 +37,7 @@ SUMMARIES = {
 
 # Names that are promised; typing one says so instead of "unknown".
 LATER = (
-    "pause", "resume", "drain", "kill", "revoke", "quarantine", "beat", "show", "why", "upgrade", "keys", "top",
+    "pause", "resume", "drain", "kill", "revoke", "quarantine", "beat", "show", "why", "keys", "top",
     "health", "doctor",
 )  # fmt: skip
 

@@ -19,6 +19,7 @@ from limetaskd.daemon.commands import (
     status,
     stop,
     tasks,
+    upgrade,
     version,
 )
 from limetaskd.daemon.control.protocol import METHOD_NOT_FOUND, Params, RpcError
@@ -40,12 +41,13 @@ COMMANDS: dict[str, Command] = {
     "status": status.run,
     "stop": stop.run,
     "tasks": tasks.run,
+    "upgrade": upgrade.run,
     "version": version.run,
 }
 # Methods that the contract names and this version does not have: the client says so, and so do we.
 LATER = frozenset(
     {
-        "pause", "resume", "drain", "kill", "revoke", "quarantine", "beat", "show", "why", "upgrade", "keys", "top",
+        "pause", "resume", "drain", "kill", "revoke", "quarantine", "beat", "show", "why", "keys", "top",
         "health", "doctor",
     }
 )  # fmt: skip

@@ -1,0 +1,141 @@
+"""Memory, start and recovery: limetaskd with and without preload, beside plain `celery worker` processes.
+
+    python -m benchmarks.preload [--heavy]
+
+Four dedicated pools of two slots and a schedule. All in one run on one machine: the ratios are what counts. Memory is
+PSS (shared pages counted once, in shares) of all processes, the image and the agent included; the daemon apart.
+`--heavy` imports numpy, pandas and sqlalchemy in the task module (they must be installed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.brokers import RabbitMQ, Redis
+from tests.support.daemon import Daemon
+from tests.support.sender import Sender
+from tests.support.waiting import wait_until
+
+LIGHT = """
+from limetaskd import task
+
+@task(name="bench.noop")
+def noop():
+    return 1
+
+@task(name="bench.busy")
+def busy():
+    return sum(range(1000))
+"""
+HEAVY = "import numpy, pandas, sqlalchemy\n"
+QUEUES = {"asap": "q_asap", "background": "q_background", "scheduled": "q_scheduled"}
+KILLS = 9
+
+
+def pss(pids: list[int]) -> float:
+    """MiB."""
+    return sum(psutil.Process(pid).memory_full_info().pss for pid in pids) / 2**20
+
+
+def configuration(broker: str, backend: str, preload: bool) -> dict[str, Any]:
+    return {
+        "tasks": {
+            "broker_connection_string": broker,
+            "backend_connection_string": backend,
+            "routing": {"qos": QUEUES},
+        },
+        "limetaskd": {
+            "strategy": "dedicated", "concurrency": 2, "imports": ["benchtasks"], "preload": preload,
+            "restart": {"intensity": 1000, "initial": "1ms", "max": "1ms"},
+        },
+    }  # fmt: skip
+
+
+def measure(broker: str, backend: str, source: str, preload: bool) -> dict[str, float]:
+    daemon = Daemon(configuration(broker, backend, preload))
+    daemon.module("benchtasks", source)
+    try:
+        begun = time.monotonic()
+        daemon.start()
+        daemon.wait_running()
+        started_s = time.monotonic() - begun
+        others = [process.pid for process in daemon.processes() if process.pid != daemon.pid]
+        result = {"pss_mib": pss(others), "daemon_mib": pss([daemon.pid]), "start_s": started_s}
+        recoveries = []
+        with Sender(daemon) as sender:
+            sender.result(sender.send("bench.noop", queue="q_asap"))
+            for _ in range(KILLS):
+                wait_until(lambda: daemon.worker("asap:0")["ready"])
+                os.kill(daemon.worker("asap:0")["pid"], signal.SIGKILL)
+                killed = time.monotonic()
+                sender.result(sender.send("bench.noop", queue="q_asap"))
+                recoveries.append((time.monotonic() - killed) * 1000)
+        result["recovery_ms"] = statistics.median(recoveries)
+        daemon.stop()
+        return result
+    finally:
+        daemon.close()
+
+
+def measure_plain(broker: str, backend: str, source: str, folder: Path) -> dict[str, float]:
+    """Four `celery worker` processes of two slots and a `celery beat`, as supervisord would start them."""
+    app = (
+        "from celery import Celery\n"
+        f"app = Celery('bench', broker={broker!r}, backend={backend!r})\n"
+        + source.replace("from limetaskd import task", "task = app.task")
+    )
+    (folder / "plain.py").write_text(app)
+    begun = time.monotonic()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "plain", *arguments], cwd=folder,
+            stdout=(folder / f"{number}.log").open("wb"), stderr=subprocess.STDOUT,
+        )
+        for number, arguments in enumerate(
+            [["worker", "-l", "INFO", "-c", "2", "-Q", f"p{number}", "-n", f"p{number}@%h"] for number in range(4)]
+            + [["beat", "-s", str(folder / "schedule")]]
+        )
+    ]  # fmt: skip
+    try:
+        wait_until(lambda: all("ready." in (folder / f"{n}.log").read_text() for n in range(4)), 90)
+        started_s = time.monotonic() - begun
+        pids = [process.pid for process in processes]
+        pids += [child.pid for pid in list(pids) for child in psutil.Process(pid).children(recursive=True)]
+        return {"pss_mib": pss(pids), "start_s": started_s}
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(60)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--heavy", action="store_true")
+    heavy = parser.parse_args().heavy
+    source = (HEAVY if heavy else "") + LIGHT
+    with RabbitMQ() as rabbitmq, Redis() as redis:
+        results = {
+            "plain": measure_plain(rabbitmq.url, redis.url_of(1), source, Path(rabbitmq.folder)),
+            "exec": measure(rabbitmq.new_vhost(), redis.url_of(2), source, preload=False),
+            "preload": measure(rabbitmq.new_vhost(), redis.url_of(3), source, preload=True),
+        }
+    plain = results["plain"]["pss_mib"]
+    for result in results.values():
+        result["pss_of_plain"] = result["pss_mib"] / plain
+    print(json.dumps({name: {k: round(v, 2) for k, v in result.items()} for name, result in results.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What a daemon remembers for its successor when it dies or is replaced: `<runtime_dir>/memory.json` (pure).
+
+Restart history, what an operator stopped and scaled. A clean stop removes it: the next start begins afresh. Times are
+monotonic seconds of one boot, which `boot_id` names; of another boot they mean nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from limetaskd.daemon.pools import Scale
+
+MEMORY_VERSION = 1
+
+
+@dataclass(frozen=True)
+class UnitMemory:
+    restarts: int = 0
+    deaths: tuple[float, ...] = ()
+    stopped: bool = False  # by an operator
+
+
+@dataclass(frozen=True)
+class Memory:
+    boot_id: str
+    generation: int = 1  # of the accepted configuration
+    units: dict[str, UnitMemory] = field(default_factory=dict)
+    scales: dict[str, Scale] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps({"version": MEMORY_VERSION, **dataclasses.asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> Memory:
+        """Raises ValueError for another version or a damaged document."""
+        document = json.loads(text)
+        if not isinstance(document, dict) or document.get("version") != MEMORY_VERSION:
+            raise ValueError(f"not a memory.json of version {MEMORY_VERSION}")
+        try:
+            units = {
+                str(name): UnitMemory(int(unit["restarts"]), tuple(map(float, unit["deaths"])), bool(unit["stopped"]))
+                for name, unit in document["units"].items()
+            }
+            scales = {str(name): Scale(**scale) for name, scale in document["scales"].items()}
+            return cls(str(document["boot_id"]), int(document["generation"]), units, scales)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"damaged memory.json: {error}") from error
+
+
+def boot_id() -> str:
+    """The kernel's name of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,306 @@
+"""The image: a process that has imported Celery and the task modules, and forks workers and schedules on request.
+
+    daemon  --fork {spec, env, nice}-->  image  --fork-->  go-between  --fork-->  worker
+    daemon  <--------- {pid} ---------   image              (exits at once)       (its parent is the daemon now)
+
+One thread, one socket, no broker connection: nothing of it may be shared by two workers. What the imports left behind
+that a fork would share or lose (threads, open sockets) makes the image refuse to fork; the daemon then starts workers
+by exec. It ends with its daemon: the next daemon makes a new one from the code as it is then.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from limetaskd.core.channel import MAX_BYTES, Command, Phase, Reply, State, decode, encode
+from limetaskd.core.settings import Settings
+from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
+from limetaskd.errors import ChannelError
+from limetaskd.worker import application, logs
+from limetaskd.worker.application import ImportFailedError
+from limetaskd.worker.runtime import one_line
+
+logger = logging.getLogger(__name__)
+
+EX_CONFIG = 78
+CONNECT_TIMEOUT_S = 10.0
+_PR_SET_NAME = 15
+_ANSWER_BYTES = 256
+# What a worker and a schedule import later, and would each import for themselves.
+_PRELOAD = (
+    "celery.apps.worker",
+    "celery.concurrency.prefork",
+    "celery.concurrency.thread",
+    "celery.concurrency.solo",
+    "celery.fixups.django",
+    "celery.worker.autoscale",
+    "celery.worker.components",
+    "celery.worker.consumer",
+    "celery.worker.consumer.delayed_delivery",
+    "celery.worker.loops",
+    "celery.worker.strategy",
+    "kombu.asynchronous.hub",
+    "kombu.asynchronous.timer",
+    "kombu.utils.eventio",
+    "limetaskd.agent.main",
+    "limetaskd.beat.main",
+    "limetaskd.core.record",
+    "limetaskd.worker.main",
+)
+
+
+def sockets() -> set[int]:
+    """Descriptors of this process that are sockets."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  the descriptor of the listing itself is gone then
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
+        except OSError:
+            continue
+        if target.startswith("socket:"):
+            found.add(int(name))
+    return found
+
+
+def module_files() -> dict[str, int]:
+    """File -> modification time in ns of every module of the application: all but the interpreter's own library."""
+    own = str(Path(os.__file__).parent) + os.sep
+    found = {}
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if not isinstance(path, str) or (path.startswith(own) and "site-packages" not in path):
+            continue
+        try:
+            found[path] = os.stat(path).st_mtime_ns  # noqa: PTH116
+        except OSError:
+            found[path] = 0
+    return found
+
+
+class Image:
+    """`run` returns None at the end, or, in a forked child, the spec of the process that it is to become."""
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        self.spec = spec
+        self.phase = Phase.STARTING
+        self.reason: str | None = None
+        self.files: dict[str, int] = {}
+        self.imported_s = 0.0
+        self._socket: socket.socket | None = None
+
+    def preload(self, settings: Settings) -> None:
+        """Import all, then look at what that left behind. Raises ImportFailedError."""
+        begun = time.monotonic()
+        before = sockets()
+        application.build(settings)
+        for name in _PRELOAD:
+            importlib.import_module(name)
+        if settings.broker_url.startswith(("redis", "rediss", "sentinel")):
+            importlib.import_module("limetaskd.tasks.redis_transport")
+        else:
+            importlib.import_module("kombu.transport.pyamqp")
+        started = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+        if started:
+            # A fork has only the thread that forked: locks that others held would stay locked for ever.
+            raise ImportFailedError(f"the imports started threads ({', '.join(started)}), which a fork would lose")
+        opened = sockets() - before
+        if opened:
+            raise ImportFailedError(f"the imports opened {len(opened)} sockets, which all workers would share")
+        self.files = module_files()
+        gc.collect()
+        gc.freeze()
+        self.imported_s = time.monotonic() - begun
+
+    def state(self) -> State:
+        return State(
+            name=self.spec.name,
+            generation=self.spec.generation,
+            pid=os.getpid(),
+            phase=self.phase,
+            reason=self.reason,
+            data={"modules": len(self.files), "imported_s": round(self.imported_s, 3)},
+        )
+
+    def connect(self) -> None:
+        """Raises OSError: without a daemon there is nothing to do here."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(CONNECT_TIMEOUT_S)
+        self._socket.connect(self.spec.channel)
+        self._socket.settimeout(None)
+        self.report()
+
+    def report(self) -> None:
+        if self._socket is not None:
+            self._socket.send(encode(self.state()))
+
+    def run(self) -> ProcessSpec | None:
+        """Serve until the daemon goes or says `drain`."""
+        assert self._socket is not None
+        while True:
+            try:
+                packet = self._socket.recv(MAX_BYTES)
+            except OSError as error:
+                logger.info("the daemon is gone (%s), so is its image", error)
+                return None
+            if not packet:
+                return None
+            try:
+                command = decode(packet)
+            except ChannelError as error:
+                logger.warning("the daemon sent something that is not a command: %s", error)
+                continue
+            if not isinstance(command, Command):
+                continue
+            if command.command == "fork":
+                child = self._fork(command)
+                if child is not None:
+                    return child
+            elif command.command == "drain":
+                self._reply(Reply(command.id))
+                return None
+            else:
+                self._reply(self._obey(command))
+
+    def _reply(self, reply: Reply) -> None:
+        if self._socket is not None:
+            self._socket.send(encode(reply))
+
+    def _obey(self, command: Command) -> Reply:
+        if command.command == "stale":
+            changed = [path for path, mtime in self.files.items() if self._modified(path) != mtime]
+            return Reply(command.id, result={"changed": changed[:20]})
+        if command.command == "reopen":
+            try:
+                logs.reopen_all()
+            except OSError as error:
+                return Reply(command.id, f"cannot open the log file: {error}")
+            return Reply(command.id)
+        return Reply(command.id, f"unknown command {command.command!r}")
+
+    @staticmethod
+    def _modified(path: str) -> int:
+        try:
+            return os.stat(path).st_mtime_ns  # noqa: PTH116
+        except OSError:
+            return 0
+
+    def _fork(self, command: Command) -> ProcessSpec | None:
+        """Two forks: the process between them exits at once, so the daemon (a subreaper) becomes the parent."""
+        try:
+            spec = ProcessSpec.from_json(command.params["spec"])
+            env = dict(command.params["env"])
+        except (KeyError, TypeError, ValueError) as error:
+            self._reply(Reply(command.id, f"not a spec: {error}"))
+            return None
+        reader, writer = os.pipe()
+        try:
+            between = os.fork()
+        except OSError as error:
+            os.close(reader)
+            os.close(writer)
+            self._reply(Reply(command.id, f"cannot fork: {error}"))
+            return None
+        if between == 0:
+            os.close(reader)
+            return self._between(spec, env, command.params.get("nice"), writer)
+        os.close(writer)
+        # One message, not until its end: the answer need not wait for either child to be scheduled once more.
+        text = os.read(reader, _ANSWER_BYTES).decode()
+        os.close(reader)
+        if text.isdigit():
+            self._reply(Reply(command.id, result={"pid": int(text)}))
+        else:
+            self._reply(Reply(command.id, text or "the fork failed"))
+        os.waitpid(between, 0)
+        return None
+
+    def _between(self, spec: ProcessSpec, env: dict[str, str], nice: Any, writer: int) -> ProcessSpec:
+        """In the first child: fork once more, tell the pid, and be gone. Returns in the second child only."""
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.write(writer, f"cannot fork: {error}".encode())
+            os._exit(1)
+        if pid:
+            os.write(writer, str(pid).encode())
+            os._exit(0)
+        os.close(writer)
+        self._become(spec, env, nice)
+        return spec
+
+    def _become(self, spec: ProcessSpec, env: dict[str, str], nice: Any) -> None:
+        """Nothing of the image stays: session, descriptors, environment, signals, randomness, log handlers."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        os.setsid()
+        log = os.open(spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        root = logging.getLogger()
+        for handler in list(root.handlers):
+            root.removeHandler(handler)
+            if isinstance(handler, logs.WatchedFile):
+                os.close(handler.stream.fileno())
+        os.environ.clear()
+        os.environ.update(env)
+        os.environ[SPEC_VARIABLE] = spec.to_json()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        if isinstance(nice, int):
+            os.nice(nice)
+        random.seed()
+        numpy = sys.modules.get("numpy.random")
+        if numpy is not None:
+            numpy.seed()
+        # What `ps` and `top` show as the command's name; the arguments stay those of the image.
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, spec.name.encode()[:15], 0, 0, 0)
+
+
+def main(spec: ProcessSpec) -> int:
+    """Until the daemon is gone (0), or at once when it cannot fork (78, EX_CONFIG). In a child: that process's life."""
+    settings = Settings.from_json(Path(spec.settings).read_text())
+    logs.set_up(
+        spec.name,
+        level=settings.log_level,
+        path=spec.log,
+        own_stdio=True,
+        max_message_bytes=settings.log_message_max_bytes,
+    )
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    image = Image(spec)
+    image.connect()
+    try:
+        image.preload(settings)
+    except ImportFailedError as error:
+        image.phase, image.reason = Phase.FAILED, one_line(error)
+        logger.error("workers are not forked from an image: %s", image.reason, extra={"action": "preload_failed"})
+        image.report()
+        return EX_CONFIG
+    image.phase = Phase.CONSUMING
+    image.report()
+    logger.info(
+        "%d modules imported in %.2f s", len(image.files), image.imported_s, extra={"action": "preloaded"}
+    )
+    child = image.run()
+    if child is None:
+        return os.EX_OK
+    from limetaskd.core.record import write_own_record
+
+    write_own_record(child)
+    return int(importlib.import_module(f"limetaskd.{child.kind}.main").main(child) or 0)

@@ -1,0 +1,199 @@
+"""Workers forked from a preloaded image: shared memory, nothing else shared, and what an image cannot do."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.crm import SOURCE, configuration
+from tests.support.daemon import Daemon
+from tests.support.sender import Sender
+from tests.support.waiting import wait_until
+
+MakeDaemon = Callable[..., Daemon]
+IMAGE = "limetaskd:image"
+
+PROBE = """
+    import os, random, socket
+    from limetaskd import task
+
+    @task(name="probe.look")
+    def look():
+        return {
+            "pid": os.getpid(), "worker": os.getppid(), "random": random.random(), "session": os.getsid(0),
+            "token": os.environ.get("TOKEN"), "nice": os.nice(0),
+        }
+"""
+
+
+@pytest.fixture
+def start(amqp_url: str, redis_url: str, make_daemon: MakeDaemon) -> Callable[..., Daemon]:
+    """Start a daemon with the given module sources and options of `limetaskd`, and wait for its pools."""
+
+    def run(modules: dict[str, str], wait: bool = True, **options: Any) -> Daemon:
+        daemon = make_daemon(configuration(amqp_url, redis_url, imports=list(modules), **options))
+        for name, source in modules.items():
+            daemon.module(name, source)
+        daemon.start()
+        if wait:
+            daemon.wait_running()
+        return daemon
+
+    return run
+
+
+def helpers(daemon: Daemon) -> dict[str, dict[str, Any]]:
+    status = daemon.status()
+    assert status is not None
+    return {helper["name"]: helper for helper in status["daemon"]["helpers"]}
+
+
+def origins(daemon: Daemon) -> set[str]:
+    status = daemon.status()
+    assert status is not None
+    return {worker["origin"] for pool in status["pools"] for worker in pool["workers"]}
+
+
+def pss(pids: Iterable[int]) -> int:
+    return sum(psutil.Process(pid).memory_full_info().pss for pid in pids)
+
+
+def test_workers_are_forked_are_the_daemons_children_and_share_nothing_but_memory(
+    start: Callable[..., Daemon],
+) -> None:
+    daemon = start({"crmtasks": SOURCE, "probe": PROBE}, pools={"background": {"nice": 5}})
+    assert origins(daemon) == {"fork"}
+    workers = {name: daemon.worker(f"{name}:0")["pid"] for name in ("default", "asap", "background")}
+    assert {psutil.Process(pid).ppid() for pid in workers.values()} == {daemon.pid}
+    assert helpers(daemon)[IMAGE]["state"] == "RUNNING"
+    with Sender(daemon) as sender:
+        seen = [sender.result(sender.send("probe.look", queue=queue)) for queue in ("q_asap", "q_background")]
+    assert [look["worker"] for look in seen] == [workers["asap"], workers["background"]]
+    assert len({look["random"] for look in seen}) == 2
+    assert [look["session"] for look in seen] == [look["worker"] for look in seen]
+    assert [look["nice"] for look in seen] == [0, 5]
+    image = psutil.Process(helpers(daemon)[IMAGE]["pid"])
+    assert [c for c in image.net_connections(kind="inet") if c.raddr] == []
+    inodes = []
+    for pid in workers.values():
+        links = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+        inodes.append({link for link in links if link.startswith("socket:")})
+        assert str(daemon.state_dir / "log" / f"{IMAGE}.log") not in links
+    assert not inodes[0] & inodes[1]
+    assert not inodes[1] & inodes[2]
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_preloading_saves_memory(start: Callable[..., Daemon]) -> None:
+    heavy = "TABLE = [str(number) for number in range(300_000)]\n"
+    source = {"crmtasks": SOURCE, "heavy": heavy}
+    usage = {}
+    for preload in (True, False):
+        daemon = start(source, preload=preload)
+        assert origins(daemon) == {"fork" if preload else "exec"}
+        usage[preload] = pss(process.pid for process in daemon.processes() if process.pid != daemon.pid)
+        assert daemon.stop() == 0
+    # The image itself is counted in; with an import of some weight it pays for itself at once.
+    assert usage[True] < 0.7 * usage[False]
+
+
+def test_a_pool_with_an_environment_of_its_own_is_started_by_exec(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE, "probe": PROBE}, pools={"asap": {"env": {"TOKEN": "mine"}}})
+    assert daemon.worker("asap:0")["origin"] == "exec"
+    assert daemon.worker("background:0")["origin"] == "fork"
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("probe.look", queue="q_asap"))["token"] == "mine"
+        assert sender.result(sender.send("probe.look", queue="q_background"))["token"] is None
+
+
+THREAD = """
+    import threading, time
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True, name='poller').start()
+"""
+SOCKET = "import socket\nKEPT = socket.create_server(('127.0.0.1', 0))\n"
+
+
+@pytest.mark.parametrize(("source", "reason"), [(THREAD, "poller"), (SOCKET, "sockets")])
+def test_imports_that_a_fork_would_break_are_told_and_workers_start_by_exec(
+    start: Callable[..., Daemon], source: str, reason: str
+) -> None:
+    daemon = start({"crmtasks": SOURCE, "impolite": source})
+    assert origins(daemon) == {"exec"}
+    image = helpers(daemon)[IMAGE]
+    assert image["state"] == "FATAL"
+    assert reason in image["reason"]
+    assert any(record.get("action") == "exec_without_image" for record in daemon.logs())
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
+
+
+def test_a_restart_takes_changed_modules_and_a_broken_one_leaves_the_old_workers(
+    start: Callable[..., Daemon],
+) -> None:
+    daemon = start({"crmtasks": SOURCE})
+    before = helpers(daemon)[IMAGE]["pid"]
+    daemon.ctl("restart", "asap")
+    assert helpers(daemon)[IMAGE]["pid"] == before  # nothing changed: the image stays
+    daemon.module("crmtasks", SOURCE.replace("return a + b", "return a + b + 1000"))
+    daemon.ctl("restart", "asap")
+    assert helpers(daemon)[IMAGE]["pid"] != before
+    assert daemon.worker("asap:0")["origin"] == "fork"
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+        # Fails at import the second time only.
+        daemon.module("crmtasks", "raise RuntimeError('half-installed')")
+        old = daemon.worker("asap:0")["pid"]
+        done = daemon.run_ctl("restart", "asap")
+        assert done.returncode == 1
+        assert "half-installed" in done.stderr
+        assert daemon.worker("asap:0")["pid"] == old
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+
+
+def test_a_killed_image_comes_back_and_workers_do_not_notice(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE})
+    before = {name: daemon.worker(name)["pid"] for name in ("asap:0", "background:0")}
+    image = helpers(daemon)[IMAGE]["pid"]
+    os.kill(image, signal.SIGKILL)
+    os.kill(before["asap:0"], signal.SIGKILL)
+    wait_until(lambda: daemon.worker("asap:0")["ready"] and daemon.worker("asap:0")["pid"] != before["asap:0"], 60)
+    wait_until(lambda: helpers(daemon)[IMAGE]["state"] == "RUNNING", 60)
+    assert helpers(daemon)[IMAGE]["pid"] != image
+    assert daemon.worker("background:0")["pid"] == before["background:0"]
+    # What the killed worker left behind was collected: no zombies.
+    wait_until(
+        lambda: not [c for c in psutil.Process(daemon.pid).children(recursive=True) if c.status() == "zombie"]
+    )
+
+
+def test_state_of_a_killed_daemon_is_known_to_the_next_one(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE}, restart={"initial": "100ms"})
+    os.kill(daemon.worker("asap:0")["pid"], signal.SIGKILL)
+    wait_until(lambda: daemon.worker("asap:0")["ready"] and daemon.worker("asap:0")["restarts"] == 1, 60)
+    daemon.ctl("stop", "background")
+    daemon.ctl("scale", "asap=3")
+    memory = daemon.runtime_dir / "memory.json"
+    wait_until(lambda: '"concurrency": 3' in memory.read_text())
+    pid = daemon.worker("asap:0")["pid"]
+    daemon.kill()
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+    worker = daemon.worker("asap:0")
+    assert (worker["pid"], worker["restarts"], worker["concurrency"], worker["origin"]) == (pid, 1, 3, "adopted")
+    assert daemon.worker("background:0")["state"] == "STOPPED"
+    daemon.kill()
+    memory.write_text(memory.read_text()[:40])
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+    assert daemon.worker("asap:0")["pid"] == pid
+    assert any(record.get("action") == "set_aside" for record in daemon.logs())
+    assert Path(f"{memory}.damaged").exists()
+    assert daemon.stop() == 0
+    assert not memory.exists()
