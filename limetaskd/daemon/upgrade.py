@@ -32,8 +32,12 @@ _REASON_LINES = 5
 
 
 def command_line() -> list[str]:
-    """How this daemon was started, as a command that runs the code that is installed now."""
-    return [sys.executable, "-m", "limetaskd.daemon.main", *sys.argv[1:]]
+    """How this daemon was started, as a command that runs the code that is installed now.
+
+    An isolated interpreter stays isolated: PYTHONPATH and the current directory may hold another pydantic.
+    """
+    isolated = ["-I"] if sys.flags.isolated else []
+    return [sys.executable, *isolated, "-m", "limetaskd.daemon.main", *sys.argv[1:]]
 
 
 async def upgrade_on_request(daemon: Daemon) -> None:
