@@ -109,7 +109,7 @@ def source_date(root: Path) -> int:
 
 
 def add_commands(stage: Path) -> None:
-    """Launchers in bin (limefu's is an alternative), what they run in libexec, and end-leftovers."""
+    """Launchers in bin (limefu's is an alternative), what they run in libexec, and the helpers of systemd."""
     home = stage / HOME
     for folder in (home / "bin", home / "libexec", stage / "usr/bin"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -124,8 +124,9 @@ def add_commands(stage: Path) -> None:
         path.chmod(0o755)
         program = f"import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
         (home / "libexec" / name).write_text(program)
-    shutil.copy(HERE / "bin" / "end-leftovers", home / "libexec")
-    (home / "libexec" / "end-leftovers").chmod(0o755)
+    for name in ("end-leftovers", "upgrade-running"):
+        shutil.copy(HERE / "bin" / name, home / "libexec")
+        (home / "libexec" / name).chmod(0o755)
 
 
 def add_units(stage: Path) -> None:

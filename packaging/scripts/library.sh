@@ -74,17 +74,22 @@ limetaskd_units() {
         | while read -r unit _; do printf '%s\n' "$unit"; done
 }
 
-limetaskd_restart_allowed() {
+limetaskd_upgrade_allowed() {
     # Debian's way for an administrator to keep packages from touching services.
     [ ! -x /usr/sbin/policy-rc.d ] || /usr/sbin/policy-rc.d limetaskd restart
 }
 
-limetaskd_restart() {
+limetaskd_upgrade() {
     limetaskd_systemd || return 0
     systemctl daemon-reload || :
-    limetaskd_restart_allowed || return 0
-    # --no-block: a drain may take limetaskd.shutdown_timeout, and the package manager need not wait for it.
-    limetaskd_units | while read -r unit; do systemctl try-restart --no-block "$unit" || :; done
+    limetaskd_upgrade_allowed || return 0
+    limetaskd_units | while read -r unit; do
+        # In the background: old workers finish their tasks first, and the package manager need not wait for that.
+        if systemctl is-active --quiet "$unit"; then
+            systemd-run --quiet --collect --no-block --description="Upgrade of $unit" \
+                /usr/lib/limetaskd/libexec/upgrade-running "$unit" </dev/null || :
+        fi
+    done
 }
 
 limetaskd_stop() {

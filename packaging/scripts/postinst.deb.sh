@@ -12,7 +12,7 @@ configure)
     if [ "$when" = first ]; then
         if limetaskd_systemd; then systemctl daemon-reload || :; fi
     else
-        limetaskd_restart
+        limetaskd_upgrade
     fi
     ;;
 triggered)

@@ -6,6 +6,6 @@ limetaskd_alternative
 if [ "$1" = 1 ]; then
     if limetaskd_systemd; then systemctl daemon-reload || :; fi
 else
-    limetaskd_restart
+    limetaskd_upgrade
 fi
 exit 0

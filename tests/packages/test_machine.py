@@ -324,17 +324,24 @@ def test_several_applications(host: Host) -> None:
     assert host.processes("limetaskd@crm.service") == []
 
 
-def test_upgrade_restarts_and_removal_stops(host: Host, newer: Packages) -> None:
+def test_upgrade_has_no_gap_and_removal_stops(host: Host, newer: Packages) -> None:
     """Last of its module: it ends without the package."""
     host.start()
-    before = host.main_pid()
-    host.send("jobs.mark", [1])
+    before, workers = host.main_pid(), host.workers()
+    host.send("jobs.wait", ["/srv/crm/marks/gate", "/srv/crm/marks/started"], wait=False)
+    wait_until(host.root.file("/srv/crm/marks/started").exists)
     host.root.file("/srv/newer.deb").write_bytes(newer.deb.read_bytes())
     host.run("dpkg", "-i", "--force-confdef", "--force-confold", "/srv/newer.deb")
-    wait_until(lambda: host.main_pid() not in {0, before} and host.property("ActiveState") == "active", 90)
+    # In place, with no gap: the same pid, new workers beside the old one that still runs a task.
+    wait_until(lambda: not set(host.workers().values()) & set(workers.values()) and len(host.workers()) == 2, 90)
     status = json.loads(host.run("limetaskctl", "status", "--json").output)
     assert status["daemon"]["version"] == NEWER
+    assert host.main_pid() == before
     assert host.send("jobs.add", [5, 5]) == [10]
+    assert any(pid in host.processes() for pid in workers.values())
+    host.sh("touch /srv/crm/marks/gate")
+    wait_until(lambda: not any(pid in host.processes() for pid in workers.values()), 60)
+    assert host.property("ActiveState") == "active"
     host.run("dpkg", "-P", "limetaskd")
     assert host.processes() == []
     assert host.main_pid() == 0
