@@ -41,7 +41,8 @@ def pages() -> dict[str, str]:
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Every option of a parser and of those of its commands."""
     for action in parser._actions:
-        yield from action.option_strings
+        if action.help != argparse.SUPPRESS:
+            yield from action.option_strings
         if isinstance(action, argparse._SubParsersAction):
             for name, sub in action.choices.items():
                 yield name
