@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.packages.conftest import NEWER, Packages
+from tests.packages.conftest import NEWER, Packages, tool
 from tests.packages.system import Machine, Root
 from tests.support.waiting import pause, wait_until
 
@@ -41,6 +41,19 @@ def wait(gate, started):
     Path(started).touch()
     while not Path(gate).exists():
         time.sleep(0.05)
+
+
+@task(qos="asap", name="jobs.origins")
+def origins():
+    import sys
+
+    import celery
+    import limetaskd
+    import pydantic
+    import redis
+
+    return {"prefix": sys.prefix, "celery": celery.__file__, "pydantic": pydantic.VERSION, "redis": redis.__file__,
+            "limetaskd": limetaskd.__file__}
 
 
 @task(qos="asap", name="jobs.oom")
@@ -297,6 +310,23 @@ def test_credentials(host: Host) -> None:
     )
     host.start()
     assert host.send("jobs.add", [2, 3]) == [5]
+
+
+def test_workers_in_the_venv_of_the_application(host: Host) -> None:
+    """Its own Celery and another pydantic win; limetaskd, and a redis that it has not, are the bundled ones."""
+    host.root.make_application(tool("uv"), "celery==5.7.0", "pydantic==2.12.5")
+    host.configure(CONFIGURATION + "  python: /srv/crm/venv/bin/python\n")
+    host.start()
+    assert "workers consume" in host.property("StatusText")
+    [found] = host.send("jobs.origins", [])
+    own = f"/srv/crm/venv/lib/python{host.root.python}/site-packages"
+    bundled = "/usr/lib/limetaskd/lib/site-packages"
+    assert found == {
+        "prefix": "/srv/crm/venv", "celery": f"{own}/celery/__init__.py", "pydantic": "2.12.5",
+        "redis": f"{bundled}/redis/__init__.py", "limetaskd": f"{bundled}/limetaskd/__init__.py",
+    }  # fmt: skip
+    command = host.sh(f"tr '\\0' ' ' < /proc/{host.main_pid()}/cmdline")
+    assert command.startswith("/usr/lib/limetaskd/bin/python -I ")
 
 
 def test_several_applications(host: Host) -> None:
