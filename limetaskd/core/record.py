@@ -43,9 +43,14 @@ class ProcessRecord:
         if not isinstance(document, dict) or document.pop("version", None) != RECORD_VERSION:
             raise ValueError(f"not a process record of version {RECORD_VERSION}")
         try:
-            return cls(**document)
+            record = cls(**document)
         except TypeError as error:
             raise ValueError(f"damaged process record: {error}") from error
+        numbers = (record.generation, record.pid, record.start_ticks, record.concurrency)
+        texts = (record.name, record.kind, record.fingerprint, record.log, record.board or "")
+        if not all(isinstance(number, int) for number in numbers) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("damaged process record: a value of the wrong type")
+        return record
 
 
 def write_own_record(spec: ProcessSpec) -> None:

@@ -31,12 +31,15 @@ class Connection:
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def call(self, command: str, params: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
-        """Send a command and wait for its reply. Raises CommandError when it fails or the process goes away."""
+        """Send a command and wait for its reply.
+
+        Raises CommandError when it fails or the process goes away, ChannelError when it is too large.
+        """
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            self._sock.send(encode(Command(number, command, params)))
+            await asyncio.get_running_loop().sock_sendall(self._sock, encode(Command(number, command, params)))
             return await asyncio.wait_for(future, timeout_s)
         except TimeoutError as error:
             raise CommandError(f"{command}: no answer within {timeout_s:g} s") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 import signal
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from limetaskd.core.accepted import Accepted
-from limetaskd.core.board import Board
+from limetaskd.core.board import Board, process_start_ticks
 from limetaskd.core.channel import Event, State
 from limetaskd.daemon import embedded, engine, files, gather, orphans
 from limetaskd.daemon.channel import ChannelServer, Connection
@@ -29,11 +30,11 @@ from limetaskd.daemon.launch import (
     worker_launch,
 )
 from limetaskd.daemon.logpump import LogPump
-from limetaskd.daemon.memory import Memory, boot_id
 from limetaskd.daemon.pools import Scales
-from limetaskd.daemon.spawner import ProcessRef, become_subreaper, forked, reap_strangers, spawn
+from limetaskd.daemon.spawner import ProcessRef, become_subreaper, find, forked, reap_strangers, spawn
+from limetaskd.daemon.succession import Memory, boot_id
 from limetaskd.daemon.unit import Unit
-from limetaskd.errors import CommandError
+from limetaskd.errors import CommandError, LimetaskError
 from limetaskd.plan.model import Plan, PoolPlan
 from limetaskd.policy.restart import RestartPolicy
 
@@ -48,6 +49,7 @@ MEMORY_PAUSE_S = 0.2
 # Imports may take long; workers wait for them rather than to import the same beside the image.
 IMAGE_PATIENCE_S = 60.0
 FORK_TIMEOUT_S = 10.0
+STRANGER_STOP_S = 600.0
 
 
 class Daemon:
@@ -80,6 +82,17 @@ class Daemon:
         self._xmlrpc: engine.XmlRpcServer | None = None
         self._forking = 0  # forks whose pid is not known yet: it must not be reaped as a stranger's
         self._early: dict[tuple[str, int, int], tuple[Connection, State]] = {}  # reports that came before the birth
+        self._knows_all = False  # what a daemon before us left behind has been taken over
+
+    @property
+    def stopping(self) -> bool:
+        """Nothing new is started any more."""
+        return self.state == "stopping"
+
+    def require_running(self) -> None:
+        """Raises CommandError while the daemon starts, stops or is replaced: nothing may be changed then."""
+        if not self._knows_all or self.stopping or self.replacing:
+            raise CommandError(f"limetaskd is {self.state if self._knows_all else 'starting'}: try again in a moment")
 
     # Pools.
 
@@ -133,9 +146,16 @@ class Daemon:
         if self.plan.beat_pool is not None:
             self.add_beat(self.plan.beat_pool)
         stopped = self._recall(memory)
-        orphans.take_over(self, found)
-        for unit in self.units.values():
-            if unit.current is None and unit.kind not in {"broker", "image"} and unit.name not in stopped:
+        orphans.take_over(self, found, stopped)
+        self._knows_all = True
+        self._dismiss_strangers()
+        schedules = [unit for unit in self.units.values() if unit.kind == "beat" and unit.leaving]
+        for unit in list(self.units.values()):
+            if unit.leftover or unit.current is not None or unit.name in stopped or unit.kind in {"broker", "image"}:
+                continue
+            if unit.kind == "beat" and schedules:
+                self.background(self._start_after(unit, schedules))
+            else:
                 unit.start()
         self.events.subscribe(lambda _event: self._memory_changed.set())
         self.background(self._keep_memory())
@@ -157,6 +177,13 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a background task failed", exc_info=task.exception())
+
+    @staticmethod
+    async def _start_after(unit: Unit, others: list[Unit]) -> None:
+        """A schedule never starts while another one, of whatever name, has not ended."""
+        for other in others:
+            await other.stopped()
+        unit.start()
 
     async def load_scales(self) -> None:
         """Scales that an operator asked to keep; a damaged file is set aside."""
@@ -204,8 +231,11 @@ class Daemon:
         while True:
             await self._memory_changed.wait()
             self._memory_changed.clear()
-            if self.state != "stopping":
-                await self.save_memory()
+            try:
+                if not self.stopping:
+                    await self.save_memory()
+            except OSError as error:
+                log.error("%s cannot be written, the next daemon may know less: %s", self.paths.memory, error)
             await asyncio.sleep(MEMORY_PAUSE_S)
 
     async def refresh_image(self) -> None:
@@ -260,6 +290,10 @@ class Daemon:
                 await asyncio.sleep(BROKER_POLL_S)
 
     def _add(self, name: str, kind: str, launch: Callable[[int], Launch]) -> Unit:
+        known = self.units.get(name)
+        if known is not None and known.leftover and known.kind == kind:
+            known.revive(launch)
+            return known
         unit = Unit(name, kind, self, self.paths.log(name), launch)
         self.units[name] = unit
         return unit
@@ -294,35 +328,41 @@ class Daemon:
         board = None
         if launch.board_path is not None:
             board = Board.create(launch.board_path, launch.board_slots)
-        environment = launch_environment(launch.env)
-        ref = await self._fork(unit, launch, environment) if launch.forkable else None
+        ref = await self._fork(unit, launch) if launch.forkable else None
         origin = EXEC if ref is None else FORK
         if ref is None:
             # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
-            ref = spawn(launch.argv, environment, launch.log_path, protected=unit.kind == "broker")
+            protected = unit.kind == "broker"
+            ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path, protected=protected)
         return self._incarnation(unit, launch, generation, ref, board, origin)
 
-    async def _fork(self, unit: Unit, launch: Launch, environment: dict[str, str]) -> ProcessRef | None:
+    async def _fork(self, unit: Unit, launch: Launch) -> ProcessRef | None:
         """Let the image fork it; None when there is no image that can, with the reason in the log."""
         image = self.units.get(IMAGE)
         if image is None or launch.spec is None:
             return None
         deadline = time.monotonic() + IMAGE_PATIENCE_S
         while image.state in {engine.STARTING, engine.STOPPING} and time.monotonic() < deadline:
-            await image.changed(1.0)
+            if self.stopping or unit.state == engine.STOPPING:
+                raise OSError(errno.ECANCELED, "stopped meanwhile")
+            await image.changed(0.5)
         if not image.ready or image.current is None or image.current.connection is None:
             log.warning(
                 "%s is started by exec: the image %s", unit.name, image.reason or f"is {image.state_name}",
                 extra={"action": "exec_without_image", "worker": unit.name},
             )  # fmt: skip
             return None
-        params = {"spec": launch.spec.to_json(), "env": environment, "nice": launch.nice}
+        source = image.current
         self._forking += 1
         try:
-            reply = await image.current.connection.call("fork", params, FORK_TIMEOUT_S)
+            reply = await image.current.connection.call(
+                "fork", {"spec": launch.spec.to_json(), "nice": launch.nice}, FORK_TIMEOUT_S
+            )
             return forked(int(reply["pid"]))
-        except (CommandError, OSError) as error:
+        except (LimetaskError, OSError) as error:
             log.warning("%s is started by exec: the image could not fork it: %s", unit.name, error)
+            # It must not fork this one later, beside the one that is started now.
+            await source.kill()
             return None
         finally:
             self._forking -= 1
@@ -362,7 +402,8 @@ class Daemon:
         """After every death: its record goes; what it held on Redis comes back at once."""
         record = self.paths.record(unit.name, incarnation.generation)
         self.background(asyncio.to_thread(files.remove, record))
-        if unit.leftover and unit.current is None and not unit.leaving:
+        self.reap_strangers()  # one of ours may have hidden them
+        if unit.leftover and not unit.busy and self.units.get(unit.name) is unit:
             self.remove_unit(unit.name)
         agent = self.units.get(AGENT)
         if unit.kind == "worker" and agent is not None and agent.current is not None and agent.current.connection:
@@ -383,10 +424,36 @@ class Daemon:
         if unit is None or incarnation is None:
             # Faster than the answer of the image that forked it; or nobody's.
             self._early[(state.name, state.generation, state.pid)] = (connection, state)
+            self._dismiss_strangers()
             return
         unit.reported(incarnation, connection, state)
         if unit.kind == "agent":
             self.broker_figures = state.data
+
+    def _dismiss_strangers(self) -> None:
+        """End processes that speak to us and that nobody knows: their record was damaged, or their birth not heard of.
+
+        A worker finishes its tasks; a schedule is killed, since there must never be two.
+        """
+        if not self._knows_all or self._forking:
+            return
+        for key, (connection, state) in list(self._early.items()):
+            del self._early[key]
+            ticks = process_start_ticks(connection.peer_pid)
+            ref = find(connection.peer_pid, ticks) if ticks is not None else None
+            if ref is None:
+                continue
+            log.error(
+                "%s (pid %d) runs and is not known to this daemon: it has to go", state.name, ref.pid,
+                extra={"action": "stranger", "worker": state.name},
+            )  # fmt: skip
+            kind = "beat" if state.name.endswith(":beat") else "worker"
+            unit = self.units.get(state.name) or self.add_leftover(state.name, kind)
+            launch = Launch(argv=(), env={}, log_path=self.paths.log(state.name), stop_timeout_s=STRANGER_STOP_S)
+            incarnation = self.take_over(unit, launch, state.generation, ref, None)
+            incarnation.connection, incarnation.report = connection, state
+            unit.leaving.append(incarnation)
+            incarnation.end(now=unit.kind != "worker")
 
     def _on_event(self, connection: Connection, event: Event) -> None:
         name = connection.state.name if connection.state else None
@@ -417,7 +484,7 @@ class Daemon:
             last = now
             for unit in list(self.units.values()):
                 current = unit.current
-                if current is not None and current.ending is None and current.hung():
+                if current is not None and not current.ending and current.hung():
                     log.error(
                         "%s (pid %d) has been silent for %.0f s: its main process hangs; killed and replaced",
                         unit.name, current.pid, current.silent_s(), extra={"action": "hung", "worker": unit.name},
@@ -429,6 +496,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Graceful, until `stop_now` is set: the schedule first, workers next, their helpers last."""
+        known_all = self._knows_all
         self.state = "stopping"
         hurry = self.background(self._hurry())
         if self._xmlrpc is not None:
@@ -436,13 +504,17 @@ class Daemon:
         stages: tuple[tuple[str, ...], ...] = (("beat", "worker"), ("agent", "image"), ("broker",))
         for kinds in stages:
             units = [unit for unit in self.units.values() if unit.kind in kinds]
-            for unit in units:
-                unit.stop(now=self.stop_now.is_set())
-            await asyncio.gather(*(unit.stopped() for unit in units))
+            # Again until nothing is left: what was being born at the first call, or taken over, is known by now.
+            while alive := [unit for unit in units if unit.busy or unit.state not in engine.ENDED_STATES]:
+                for unit in alive:
+                    unit.stop(now=self.stop_now.is_set())
+                await asyncio.gather(*(unit.stopped() for unit in alive))
+                units = [unit for unit in self.units.values() if unit.kind in kinds]
         hurry.cancel()
         await asyncio.to_thread(files.remove, self.paths.accepted)
         await asyncio.to_thread(files.remove, self.paths.settings)
-        await asyncio.to_thread(files.remove, self.paths.memory)
+        if known_all:  # after a start that failed half-way, it is still the next one's to read
+            await asyncio.to_thread(files.remove, self.paths.memory)
 
     async def _hurry(self) -> None:
         await self.stop_now.wait()

@@ -267,7 +267,12 @@ class XmlRpcServer:
     async def _run(self) -> None:
         """Keep the loop's interest in each channel equal to what the channel says of itself."""
         while True:
-            self._sync()
+            try:
+                self._sync()
+            except Exception:
+                # A client that asyncore chokes on must not end the socket for all.
+                log.exception("the supervisor socket")
+                await asyncio.sleep(self.POLL_S)
             self._wake.clear()
             busy = len(self._map) > len(self._servers)
             try:

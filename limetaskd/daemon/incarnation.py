@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from limetaskd.core.board import Board
-from limetaskd.core.channel import Phase, State
+from limetaskd.core.channel import REPORT_INTERVAL_S, Phase, State
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.spawner import Exit, ProcessRef
@@ -24,6 +24,8 @@ log = logging.getLogger("limetaskd.process")
 # Reports come every 5 s from a thread that no task can hold up, except by the GIL. Silence means a stopped or dead-
 # locked main process.
 HUNG_AFTER_S = 30.0
+# A process that was taken over reports at the latest after this, if it can.
+FIRST_REPORT_S = 2 * REPORT_INTERVAL_S
 # What a process gets to act on SIGQUIT before it is killed.
 QUIT_GRACE_S = 5.0
 
@@ -44,6 +46,7 @@ class Launch:
     spec: ProcessSpec | None = None
     nice: int | None = None
     forkable: bool = False  # an image may fork it: it needs nothing that must be there before the imports
+    silence_matters: bool = True  # it reports every few seconds, so its silence means that it hangs
 
 
 EXEC, FORK, ADOPTED = "exec", "fork", "adopted"
@@ -64,6 +67,7 @@ class Incarnation:
     report: State | None = None
     started: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)
+    reported: asyncio.Event = field(default_factory=asyncio.Event)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     ending: asyncio.Task[Exit] | None = None
 
@@ -88,9 +92,15 @@ class Incarnation:
     def silent_s(self) -> float:
         return time.monotonic() - self.heard
 
+    @property
+    def drains(self) -> bool:
+        return self.report is not None and self.report.phase == Phase.DRAINING
+
     def hung(self) -> bool:
-        """It has reported before and has fallen silent."""
-        return self.launch.reports and self.report is not None and self.silent_s() > HUNG_AFTER_S
+        """It has reported before, to us or to the daemon before us, and has fallen silent."""
+        spoke = self.report is not None or self.origin == ADOPTED
+        watched = self.launch.reports and self.launch.silence_matters
+        return watched and spoke and self.silent_s() > HUNG_AFTER_S
 
     def watch(self, on_exit: Callable[[Incarnation], None]) -> None:
         """Call `on_exit` once, at the death of the process."""
@@ -117,7 +127,11 @@ class Incarnation:
     async def _end(self) -> Exit:
         """SIGTERM, the stop timeout, SIGQUIT, a short grace, SIGKILL of the whole tree."""
         if not self.hurry.is_set():
-            self.ref.signal(signal.SIGTERM)
+            if self.origin == ADOPTED and self.report is None and self.launch.reports:
+                await self._first_report()
+            # To a worker that drains already, a second SIGTERM would mean "at once".
+            if not self.drains:
+                self.ref.signal(signal.SIGTERM)
             await self._wait_gracefully(time.monotonic() + self.launch.stop_timeout_s)
         if self.alive and not self.hung():
             self.ref.signal(signal.SIGQUIT)
@@ -125,6 +139,16 @@ class Incarnation:
         if self.alive:
             await self.kill()
         return await self.exited
+
+    async def _first_report(self) -> None:
+        waits: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(event.wait()) for event in (self.reported, self.hurry)
+        ]
+        try:
+            await asyncio.wait([self.exited, *waits], timeout=FIRST_REPORT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _wait_gracefully(self, deadline: float) -> None:
         """Until it is dead, hurried, hung or out of time."""

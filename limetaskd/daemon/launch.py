@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import sys
@@ -213,7 +214,8 @@ def image_launch(plan: Plan, generation: int) -> Launch:
         log=paths.log(IMAGE),
         fingerprint=_fingerprint(plan, HELPER),
     )
-    return _launch(spec, {}, None, plan.python)
+    # It waits for requests in silence; one that does not answer them is ended where they are made.
+    return dataclasses.replace(_launch(spec, {}, None, plan.python), silence_matters=False)
 
 
 def broker_launch(plan: Plan, argv: list[str]) -> Launch:

@@ -33,6 +33,7 @@ _CHUNK = 1024 * 1024
 _MAX_WAITING = 100_000  # records of the daemon that may wait for a blocked destination
 _OLD_FILE_S = 60.0  # a renamed file is followed this long: its writer may not have noticed yet
 _OLD_POLL_S = 1.0
+_PAUSE_AFTER_ERROR_S = 1.0
 _OFFSET_BYTES = 48
 _HOST = socket.gethostname()
 
@@ -69,6 +70,12 @@ class PumpHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.pump.put(self.format(record))
+
+
+def check_destination(plan: LoggingPlan) -> None:
+    """Raises OSError when the destination cannot be opened."""
+    if plan.destination != "stderr":
+        os.close(os.open(plan.destination, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640))
 
 
 class LogPump:
@@ -133,14 +140,22 @@ class LogPump:
     def _run(self) -> None:
         while True:
             stopping = self._stop.is_set()
-            self._write_records()
-            self._drain_old()
+            try:
+                self._turn()
+            except OSError as error:
+                # A full disk, a folder that is gone: said once it can be said, and tried again; never the end of logs.
+                self._pass_on(self._document("limetaskd", "ERROR", f"the logs: {error}"))
+                self._stop.wait(_PAUSE_AFTER_ERROR_S)
             if stopping:
                 return
             self._sleep()
-            if self._reopen.is_set():
-                self._reopen.clear()
-                self._reopen_files()
+
+    def _turn(self) -> None:
+        if self._reopen.is_set():
+            self._reopen.clear()
+            self._reopen_files()
+        self._write_records()
+        self._drain_old()
 
     def _sleep(self) -> None:
         """Until there is something to do; no wake-ups when nothing happens."""
@@ -149,12 +164,15 @@ class LogPump:
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
-        if self._inotify.fd in ready:
-            for name in {event.name for event in self._inotify.read(timeout=0)}:
-                self._follow(name)
-        if self._stop.is_set():
-            for name in list(self._tails):
-                self._follow(name)
+        try:
+            if self._inotify.fd in ready:
+                for name in {event.name for event in self._inotify.read(timeout=0)}:
+                    self._follow(name)
+            if self._stop.is_set():
+                for name in list(self._tails):
+                    self._follow(name)
+        except OSError as error:
+            self._pass_on(self._document("limetaskd", "ERROR", f"the logs: {error}"))
 
     def _write_records(self) -> None:
         while True:
@@ -258,8 +276,8 @@ class LogPump:
             with contextlib.suppress(OSError):
                 if os.fstat(self._sink).st_size > self._plan.max_size_bytes:
                     self._shift(Path(self._plan.destination))
-                    os.close(self._sink)
-                    self._sink = self._open_sink()
+                    full, self._sink = self._sink, self._open_sink()
+                    os.close(full)
 
     def _write(self, descriptor: int, text: str) -> None:
         data = memoryview(text.encode("utf-8", "replace"))
@@ -290,9 +308,9 @@ class LogPump:
 
     def _rotate_own(self) -> None:
         if os.fstat(self._own).st_size > self._plan.max_size_bytes:
-            os.close(self._own)
             self._shift(self._dir / DAEMON_LOG)
-            self._own = self._open_append(self._dir / DAEMON_LOG)
+            full, self._own = self._own, self._open_append(self._dir / DAEMON_LOG)
+            os.close(full)
 
     def _shift(self, path: Path) -> None:
         """file -> file.1 -> file.2 ..., `keep` of them."""
@@ -306,11 +324,14 @@ class LogPump:
                 path.unlink()
 
     def _reopen_files(self) -> None:
+        """The old files stay in use until the new ones are open."""
+        own = self._open_append(self._dir / DAEMON_LOG)
         os.close(self._own)
-        self._own = self._open_append(self._dir / DAEMON_LOG)
+        self._own = own
+        sink = self._open_sink()
         if self._sink != 2:
             os.close(self._sink)
-        self._sink = self._open_sink()
+        self._sink = sink
 
     def _open_sink(self) -> int:
         return 2 if self._plan.destination == "stderr" else self._open_append(Path(self._plan.destination))

@@ -17,7 +17,7 @@ from limetaskd.daemon import privileges
 from limetaskd.daemon.control.server import ControlServer
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.launch import paths_of
-from limetaskd.daemon.lock import RuntimeLock
+from limetaskd.daemon.lock import LOCK_VARIABLE, RuntimeLock
 from limetaskd.daemon.logpump import LogPump, PumpHandler
 from limetaskd.daemon.notify import Notifier
 from limetaskd.daemon.reload import reload_on_request
@@ -31,6 +31,9 @@ from limetaskd.version import __version__
 
 log = logging.getLogger("limetaskd")
 
+HANDLED_SIGNALS = {
+    signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+}  # fmt: skip
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
@@ -90,14 +93,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def start(plan: Plan, *, detach: bool) -> int:
     """Everything that comes before the loop. Raises LimetaskError or OSError, for a human to read."""
+    # From here on a signal waits until there is somebody to handle it, also over an upgrade's exec.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+    replaced = LOCK_VARIABLE in os.environ  # we are the newer code of a daemon that runs already
+    if replaced:
+        _keep_stdio_taken()
     privileges.prepare_folders(plan)
     if plan.user is not None:
         privileges.drop(plan.user)
     lock = RuntimeLock(plan.runtime_dir)
     if detach:
-        lock.release()  # a record lock does not survive the fork; taken again below
-        plan = _detach(plan)
-        lock = RuntimeLock(plan.runtime_dir)
+        plan = _detached(plan)
+        if not replaced:
+            from daemon import DaemonContext  # only here: who does not detach need not pay for it
+
+            lock.release()  # a record lock does not survive the fork; taken again below
+            DaemonContext(working_directory="/", umask=0o027).open()
+            lock = RuntimeLock(plan.runtime_dir)
     pidfile = Path(paths_of(plan).pidfile)
     logs = LogPump(
         paths_of(plan).logs, plan.logging, max_message_bytes=plan.settings.log_message_max_bytes
@@ -109,7 +121,8 @@ def start(plan: Plan, *, detach: bool) -> int:
         code = asyncio.run(serve(plan, logs))
         if code == EXIT_REPLACE:
             logs.close()
-            replace_process(lock.descriptor)
+            signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+            replace_process(plan, lock.descriptor, detached=detach)
         return code
     finally:
         logs.close()
@@ -117,16 +130,25 @@ def start(plan: Plan, *, detach: bool) -> int:
         lock.release()
 
 
-def _detach(plan: Plan) -> Plan:
-    """Become a daemon (python-daemon). It closes every descriptor, so nothing may be open that is still needed."""
-    from daemon import DaemonContext
+def _keep_stdio_taken() -> None:
+    """Descriptors 0 to 2 that the code before us had closed must not become somebody's log or socket."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
+
+def _detached(plan: Plan) -> Plan:
+    """The plan of a daemon without a terminal.
+
+    python-daemon closes every descriptor when it detaches, so nothing may be open by then that is still needed.
+    """
     if plan.logging.destination == "stderr":
         # A detached process has no standard error.
         destination = str(Path(plan.state_dir) / "log" / "limetaskd.jsonl")
         print(f"limetaskd: detached; logging.destination is stderr, so all logs go to {destination}", file=sys.stderr)
         plan = dataclasses.replace(plan, logging=dataclasses.replace(plan.logging, destination=destination))
-    DaemonContext(working_directory="/", umask=0o027).open()
     return plan
 
 
@@ -159,6 +181,8 @@ async def serve(plan: Plan, logs: LogPump) -> int:
         daemon.background(reload_on_request(daemon))
         daemon.background(upgrade_on_request(daemon))
         await daemon.stop_requested.wait()
+        if daemon.stop_now.is_set():
+            daemon.replacing = False  # told to stop while it was about to be replaced
         if not daemon.replacing:
             log.info("stopping", extra={"action": "stopping"})
             notifier.send("STOPPING=1")
@@ -194,6 +218,7 @@ def handle_signals(daemon: Daemon) -> None:
     loop.add_signal_handler(signal.SIGHUP, daemon.reload_requested.set)
     loop.add_signal_handler(signal.SIGUSR1, daemon.logs.reopen)
     loop.add_signal_handler(signal.SIGUSR2, daemon.upgrade_requested.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
 
 
 if __name__ == "__main__":

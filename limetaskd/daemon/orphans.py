@@ -38,7 +38,7 @@ def find_all(paths: Paths) -> list[Orphan]:
     for path in sorted(Path(paths.processes).glob("*.json")):
         try:
             record = ProcessRecord.from_json(path.read_text())
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             log.error("%s: %s; set aside as %s", path, error, files.set_aside(str(path)))
             continue
         ref = find(record.pid, record.start_ticks)
@@ -77,8 +77,10 @@ def _board(record: ProcessRecord) -> Board | None:
         return None
 
 
-def take_over(daemon: Daemon, found: list[Orphan]) -> None:
+def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
     """Adopt each process that the plan still wants as it is; the others finish their tasks and go.
+
+    `stopped`: names that an operator had stopped; what still runs of them goes on finishing.
 
     A name that is not in the plan any more, an older process of a name, or one that was started with other settings
     drains. A schedule is never run beside another: with other settings it is killed first, it holds no tasks.
@@ -90,7 +92,7 @@ def take_over(daemon: Daemon, found: list[Orphan]) -> None:
             unit = daemon.add_leftover(record.name, record.kind)
         incarnation = daemon.take_over(unit, _launch(record), record.generation, orphan.ref, _board(record))
         unit.generation = max(unit.generation, record.generation)
-        wanted = unit.current is None and not unit.leftover
+        wanted = unit.current is None and not unit.leftover and record.name not in stopped
         if wanted and unit.launch(record.generation).fingerprint == record.fingerprint:
             unit.adopt(incarnation)
             log.info("%s: pid %d runs on, taken over", record.name, record.pid, extra={"action": "adopted"})

@@ -21,6 +21,16 @@ class Scale:
     persist: bool = False
 
 
+    @classmethod
+    def checked(cls, document: dict[str, object]) -> Scale:
+        """Raises TypeError for values that are none of ours."""
+        scale = cls(**document)  # type: ignore[arg-type]
+        for number in (scale.concurrency, scale.workers):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise TypeError(f"{number!r} is no number of slots or workers")
+        return scale
+
+
 @dataclass
 class Scales:
     """Operators' scales by pool name."""
@@ -76,6 +86,6 @@ class Scales:
         if not isinstance(document, dict) or document.get("version") != SCALE_VERSION:
             raise ValueError(f"not a scale.json of version {SCALE_VERSION}")
         try:
-            return cls({name: Scale(**scale) for name, scale in document["pools"].items()})
+            return cls({name: Scale.checked(scale) for name, scale in document["pools"].items()})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"damaged scale.json: {error}") from error

@@ -33,14 +33,14 @@ def prepare_folders(plan: Plan) -> None:
             if not path.exists():
                 path.mkdir(parents=True, exist_ok=True)
                 path.chmod(mode)  # whatever the umask
-            if owner is not None:
-                os.chown(path, owner.pw_uid, owner.pw_gid)
-            if path.stat().st_uid not in {0, os.geteuid(), owner.pw_uid if owner is not None else 0}:
+            holder = path.lstat().st_uid
+            if holder not in {0, os.geteuid(), owner.pw_uid if owner is not None else 0}:
                 # Below /tmp anybody could have made it first, and would then own our sockets.
                 raise LimetaskError(
-                    f"limetaskd.{key}: {folder} belongs to uid {path.stat().st_uid}: set limetaskd.{key} to a folder "
-                    "of this user"
+                    f"limetaskd.{key}: {folder} belongs to uid {holder}: set limetaskd.{key} to a folder of this user"
                 )
+            if owner is not None:
+                os.chown(path, owner.pw_uid, owner.pw_gid, follow_symlinks=not path.is_symlink())
         except OSError as error:
             raise LimetaskError(
                 f"limetaskd.{key}: {folder} cannot be used: {error.strerror}. Set limetaskd.{key} to a folder that "

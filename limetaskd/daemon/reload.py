@@ -9,10 +9,12 @@ import os
 from typing import Any
 
 from limetaskd.config.load import load
-from limetaskd.daemon import scaling
+from limetaskd.daemon import engine, scaling
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.gather import roll
 from limetaskd.daemon.launch import AGENT
+from limetaskd.daemon.logpump import check_destination
+from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError, ConfigError, LimetaskError
 from limetaskd.plan.build import build
 from limetaskd.plan.diff import PlanDiff, diff
@@ -21,6 +23,8 @@ from limetaskd.plan.render import render_diff
 
 log = logging.getLogger("limetaskd.reload")
 
+AGENT_TIMEOUT_S = 10.0
+
 
 async def reload_on_request(daemon: Daemon) -> None:
     """For SIGHUP, for ever: nobody waits for the outcome, so it goes to the log (and `status`)."""
@@ -28,8 +32,9 @@ async def reload_on_request(daemon: Daemon) -> None:
         await daemon.reload_requested.wait()
         daemon.reload_requested.clear()
         try:
+            daemon.require_running()
             await reload(daemon)
-        except LimetaskError as error:
+        except (LimetaskError, OSError) as error:
             log.error("reload failed: %s", error, extra={"action": "reload_failed"})
 
 
@@ -60,10 +65,16 @@ async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
         }
         if only_plan:
             return answer
+        await _check_destination(new)
         daemon.events.emit("reload_started", summary=answer["summary"])
-        await _apply(daemon, new, difference)
+        done = False
+        try:
+            await _apply(daemon, new, difference)
+            done = True
+        finally:
+            # Whatever happens, the service manager hears that the reload is over.
+            daemon.events.emit("reload_done" if done else "reload_undone", generation=daemon.generation)
         daemon.last_reload_error = None
-        daemon.events.emit("reload_done", generation=daemon.generation)
         log.info("reloaded: %s", "; ".join(answer["summary"]) or "nothing changed", extra={"action": "reloaded"})
         return answer | {"generation": daemon.generation}
 
@@ -79,9 +90,9 @@ async def _apply(daemon: Daemon, new: Plan, difference: PlanDiff) -> None:
     daemon.plan = keep_fixed(old, new)
     daemon.scales.after_reload(old, daemon.plan)
     daemon.generation += 1
-    await daemon.write_settings()
     added: list[str] = []
     try:
+        await daemon.write_settings()
         if difference.settings:
             await daemon.refresh_image()
         for name in difference.pools_added:
@@ -92,25 +103,48 @@ async def _apply(daemon: Daemon, new: Plan, difference: PlanDiff) -> None:
             await asyncio.gather(*(unit.started() for unit in daemon.pool_units(name)))
         for name in difference.rolled:
             for unit in daemon.pool_units(name):
-                await roll(daemon, unit)
+                await _renew(daemon, unit)
             await scaling.resize(daemon, daemon.pool(name))
         for name in difference.in_place:
             await scaling.resize(daemon, daemon.pool(name))
-    except LimetaskError as error:
+    except (LimetaskError, OSError) as error:
         await _undo(daemon, old, scales_before, added, difference)
         message = f"the reload is undone, the old configuration goes on: {error}"
         daemon.last_reload_error = message
-        daemon.events.emit("reload_undone", reason=str(error))
         raise CommandError(message) from error
     for name in difference.pools_removed:
         for unit in daemon.pool_units(name):
             scaling.retire(daemon, unit)
     await _move_beat(daemon, old, daemon.plan, difference)
-    agent = daemon.units[AGENT].current
-    if agent is not None and agent.connection is not None:
-        await agent.connection.call("settings", {}, 10.0)
     if old.logging != daemon.plan.logging:
         daemon.logs.change(daemon.plan.logging)
+    agent = daemon.units[AGENT].current
+    try:
+        if agent is not None and agent.connection is not None:
+            await agent.connection.call("settings", {}, AGENT_TIMEOUT_S)
+    except CommandError as error:
+        # It reads them at its next start; until then its figures are of the old queues.
+        log.warning("the agent did not take the new settings: %s", error)
+
+
+async def _check_destination(new: Plan) -> None:
+    """Raises CommandError when the logs could not go where the new file wants them."""
+    try:
+        await asyncio.to_thread(check_destination, new.logging)
+    except OSError as error:
+        raise CommandError(
+            f"limetaskd.logging.destination: {new.logging.destination} cannot be opened: {error.strerror}"
+        ) from error
+
+
+async def _renew(daemon: Daemon, unit: Unit) -> None:
+    """Give a unit processes of the new plan. What an operator stopped stays so; what is FATAL has nothing to lose."""
+    if unit.state in {engine.STOPPED, engine.STOPPING}:
+        return
+    if unit.state in {engine.FATAL, engine.BACKOFF}:
+        unit.start()
+        return
+    await roll(daemon, unit)
 
 
 def keep_fixed(old: Plan, new: Plan) -> Plan:
@@ -141,7 +175,7 @@ async def _undo(
         for unit in daemon.pool_units(name):
             current = unit.current
             if current is not None and current.launch.fingerprint != unit.launch(unit.generation).fingerprint:
-                await roll(daemon, unit)
+                await _renew(daemon, unit)
         await scaling.resize(daemon, daemon.pool(name))
 
 

@@ -197,7 +197,7 @@ def _measure(pids: set[int]) -> dict[int, dict[str, float]]:
     """
     for pid in list(_processes):
         if pid not in pids:
-            del _processes[pid]
+            _processes.pop(pid, None)  # two calls may be under way
     figures: dict[int, dict[str, float]] = {}
     for pid in pids:
         known = _processes.get(pid)

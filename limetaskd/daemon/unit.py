@@ -23,9 +23,9 @@ from limetaskd.daemon import engine
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.events import EventBus
 from limetaskd.daemon.incarnation import Incarnation, Launch
-from limetaskd.daemon.memory import UnitMemory
 from limetaskd.daemon.spawner import Exit
-from limetaskd.errors import CommandError
+from limetaskd.daemon.succession import UnitMemory
+from limetaskd.errors import CommandError, LimetaskError
 from limetaskd.policy.restart import FATAL_RETRY_S, RestartPolicy
 
 log = logging.getLogger("limetaskd.unit")
@@ -33,6 +33,7 @@ log = logging.getLogger("limetaskd.unit")
 EX_CONFIG = 78  # a process that says "my configuration or my imports are broken": no use in trying at once
 # A successor that neither consumes nor waits for its broker by then is given up.
 SUCCESSOR_TIMEOUT_S = 120.0
+BROKER_PATIENCE_S = 15.0  # likewise for one that waits for its broker: what it was told may be wrong
 START_PATIENCE_S = 10.0  # how long `start` waits for a broker that is away before it says so
 
 
@@ -42,6 +43,8 @@ class Host(Protocol):
     events: EventBus
     groups: engine.Groups
 
+    @property
+    def stopping(self) -> bool: ...
     def restart_policy(self) -> RestartPolicy: ...
     def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]: ...
     async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation: ...
@@ -156,8 +159,20 @@ class Unit:
         elif self.state == engine.BACKOFF:
             self._spawn()
 
+    def revive(self, launch: Callable[[int], Launch]) -> None:
+        """It is wanted again while its last process finishes its tasks: that one leaves, a new one may come."""
+        self.launch = launch
+        self.leftover = self._start_again = False
+        if self.state == engine.STOPPING and self.current is not None:
+            self.leaving.append(self.current)
+            self.current = None
+            self.machine.change_state(engine.STOPPED)
+
     def _spawn(self) -> None:
         self._cancel_timer()
+        if self._host.stopping:
+            self.machine.change_state(engine.STOPPED)
+            return
         self.reason = None
         self.machine.change_state(engine.STARTING)
         self._birth = self._host.background(self._bear())
@@ -167,7 +182,10 @@ class Unit:
         begun = time.monotonic()
         try:
             incarnation = await self._new_incarnation()
-        except OSError as error:
+        except Exception as error:
+            # Whatever it was, the unit must not stay between two states for ever.
+            if not isinstance(error, OSError | LimetaskError):
+                log.exception("%s cannot be started", self.name)
             self._birth = None
             self.machine.spawnerr = str(error)
             if self.state == engine.STOPPING:
@@ -195,6 +213,11 @@ class Unit:
     async def _new_incarnation(self) -> Incarnation:
         self.generation += 1
         return await self._host.bring_to_life(self, self.launch(self.generation), self.generation)
+
+    async def _bear_successor(self) -> Incarnation:
+        """Known as the successor from its first moment: it may die in the next one."""
+        self.successor = await self._new_incarnation()
+        return self.successor
 
     def adopt(self, incarnation: Incarnation) -> None:
         """Take over a process that is alive already."""
@@ -276,6 +299,11 @@ class Unit:
 
     # Reports.
 
+    @property
+    def busy(self) -> bool:
+        """A process of it lives, or is being born."""
+        return self._birth is not None or bool(self.processes())
+
     def processes(self) -> list[Incarnation]:
         """Every process of this name: the current one, its successor, those that leave."""
         return [found for found in (self.current, self.successor, *self.leaving) if found is not None]
@@ -294,10 +322,22 @@ class Unit:
         incarnation.connection = connection
         incarnation.report = report
         incarnation.heard = time.monotonic()
+        incarnation.reported.set()
         if incarnation is self.current:
             self._follow_phase(report)
+            if incarnation.drains and incarnation.ending is None and self.kind == "worker":
+                self._drains_by_itself(incarnation)
         if changed:
             self.pulse()
+
+    def _drains_by_itself(self, incarnation: Incarnation) -> None:
+        """Somebody else told it to finish (a signal by hand, a daemon before us): another one takes the name."""
+        log.info("%s (pid %d) finishes its tasks and goes; replaced", self.name, incarnation.pid)
+        self.current = None
+        self.leaving.append(incarnation)
+        incarnation.end()
+        self.machine.change_state(engine.EXITED)
+        self._spawn()
 
     def _follow_phase(self, report: State) -> None:
         if report.phase == Phase.CONSUMING and self.state == engine.STARTING:
@@ -329,9 +369,10 @@ class Unit:
             self.successor = None
         for incarnation in self.leaving:
             incarnation.end(now=now)
-        if self.state in {engine.BACKOFF, engine.FATAL, engine.EXITED}:
+        if self.current is None and self._birth is None:
             self._cancel_timer()
-            self.machine.change_state(engine.STOPPED)
+            if self.state != engine.STOPPING:
+                self.machine.change_state(engine.STOPPED)
         elif self.current is not None:
             self.machine.change_state(engine.STOPPING)
             self.current.end(now=now)
@@ -340,7 +381,7 @@ class Unit:
 
     async def stopped(self) -> None:
         """Wait until nothing of it runs any more."""
-        while self.state == engine.STOPPING or self.leaving or self.current is not None:
+        while self.busy:
             await self.changed(5.0)
 
     async def started(self) -> None:
@@ -360,6 +401,8 @@ class Unit:
         """
         if self.rolling is not None:
             raise CommandError(f"{self.name} is being restarted already")
+        if self.state == engine.STOPPING or self._host.stopping:
+            raise CommandError(f"{self.name} is being stopped")
         self.rolling = asyncio.current_task()
         try:
             if self.current is not None and self.current.hung():
@@ -379,17 +422,16 @@ class Unit:
             self.rolling = None
 
     async def _roll(self) -> None:
-        birth = self._host.background(self._new_incarnation(), report=False)
+        birth = self._host.background(self._bear_successor(), report=False)
         try:
             successor: Incarnation = await asyncio.shield(birth)
-        except OSError as error:
+        except (OSError, LimetaskError) as error:
             raise CommandError(f"{self.name}: no new process could be started: {error}") from error
         except asyncio.CancelledError:
             # Stopped at this very moment: what is being born must not stay behind.
             birth.add_done_callback(self._unwanted)
             raise
-        self.successor = successor
-        deadline = time.monotonic() + SUCCESSOR_TIMEOUT_S
+        begun = time.monotonic()
         try:
             while not successor.consumes:
                 if self.current is successor:  # the old one died meanwhile
@@ -399,17 +441,22 @@ class Unit:
                     raise CommandError(
                         f"{self.name}: the new process died ({said or successor.exited.result()}); the old one goes on"
                     )
-                if time.monotonic() > deadline and not successor.waits_for_broker:
-                    raise CommandError(f"{self.name}: the new process does not become ready; the old one goes on")
+                waited = time.monotonic() - begun
+                if waited > (BROKER_PATIENCE_S if successor.waits_for_broker else SUCCESSOR_TIMEOUT_S):
+                    said = successor.report.reason if successor.report else None
+                    raise CommandError(
+                        f"{self.name}: the new process does not consume after {waited:.0f} s"
+                        f"{f' ({said})' if said else ''}; the old one goes on"
+                    )
                 await self.changed(1.0)
-        finally:
-            if self.successor is successor and not successor.consumes:
-                self.successor = None
-                self.leaving.append(successor)
-                successor.end(now=True)
+            if self.state == engine.STOPPING or self._host.stopping:
+                raise CommandError(f"{self.name} was stopped meanwhile")
+        except BaseException:
+            self._give_up(successor)
+            raise
+        self._cancel_timer()
         old, self.current, self.successor = self.current, successor, None
-        if self.state == engine.STARTING:
-            self.machine.change_state(engine.RUNNING)
+        self.machine.change_state(engine.RUNNING)
         self._host.events.emit(
             "process_replaced", process=self.name, pid=successor.pid, old_pid=old.pid if old else None
         )
@@ -421,11 +468,18 @@ class Unit:
 
     def _unwanted(self, birth: asyncio.Task[Incarnation]) -> None:
         if not birth.cancelled() and birth.exception() is None:
-            self.leaving.append(birth.result())
-            birth.result().end(now=True)
+            self._give_up(birth.result())
+
+    def _give_up(self, incarnation: Incarnation) -> None:
+        """End a successor that did not, or must not, take the name."""
+        if self.successor is incarnation:
+            self.successor = None
+        if incarnation.alive and incarnation is not self.current and incarnation not in self.leaving:
+            self.leaving.append(incarnation)
+            incarnation.end(now=True)
 
     def hurry(self) -> None:
-        """What is ending ends at once."""
+        """What is ending, or should be, ends at once."""
         for incarnation in self.processes():
-            if incarnation.ending is not None:
+            if incarnation.ending is not None or self.state == engine.STOPPING:
                 incarnation.end(now=True)

@@ -20,10 +20,11 @@ from limetaskd.daemon import files
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.launch import Paths
 from limetaskd.daemon.lock import LOCK_VARIABLE
-from limetaskd.daemon.memory import Memory
 from limetaskd.daemon.pools import Scales
 from limetaskd.daemon.spawner import Exit, ProcessRef, spawn
+from limetaskd.daemon.succession import Memory
 from limetaskd.errors import CommandError, LimetaskError
+from limetaskd.plan.model import Plan
 
 log = logging.getLogger("limetaskd.upgrade")
 
@@ -31,13 +32,15 @@ REHEARSAL_TIMEOUT_S = 60.0
 _REASON_LINES = 5
 
 
-def command_line() -> list[str]:
-    """How this daemon was started, as a command that runs the code that is installed now.
+def interpreter() -> list[str]:
+    """Our interpreter. An isolated one stays so: PYTHONPATH and the current directory may hold another pydantic."""
+    return [sys.executable, *(["-I"] if sys.flags.isolated else [])]
 
-    An isolated interpreter stays isolated: PYTHONPATH and the current directory may hold another pydantic.
-    """
-    isolated = ["-I"] if sys.flags.isolated else []
-    return [sys.executable, *isolated, "-m", "limetaskd.daemon.main", *sys.argv[1:]]
+
+def command_line(plan: Plan, *, detached: bool) -> list[str]:
+    """How this daemon was started, as a command that runs the code that is installed now, from any folder."""
+    command = [*interpreter(), "-m", "limetaskd.daemon.main", "--config", plan.config_file or ""]
+    return [*command, *(["--embedded"] if plan.embedded else []), *(["--daemon"] if detached else [])]
 
 
 async def upgrade_on_request(daemon: Daemon) -> None:
@@ -46,8 +49,9 @@ async def upgrade_on_request(daemon: Daemon) -> None:
         await daemon.upgrade_requested.wait()
         daemon.upgrade_requested.clear()
         try:
+            daemon.require_running()
             await upgrade(daemon)
-        except LimetaskError as error:
+        except (LimetaskError, OSError) as error:
             log.error("the upgrade is refused, the running version goes on: %s", error)
 
 
@@ -74,7 +78,7 @@ async def _rehearse(daemon: Daemon) -> None:
     await asyncio.to_thread(files.remove, str(output))
     environ = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
     try:
-        ref = spawn([*command_line(), "--rehearse"], environ, str(output))
+        ref = spawn([*command_line(daemon.plan, detached=False), "--rehearse"], environ, str(output))
     except OSError as error:
         raise CommandError(f"the installed code cannot be started: {error}") from error
     daemon.strangers_to_keep.add(ref.pid)
@@ -126,9 +130,9 @@ def rehearse_state(paths: Paths) -> list[str]:
     return problems
 
 
-def replace_process(lock_descriptor: int) -> None:
+def replace_process(plan: Plan, lock_descriptor: int, *, detached: bool) -> None:
     """Become the new code. Only returns by raising OSError."""
     os.set_inheritable(lock_descriptor, True)
     os.environ[LOCK_VARIABLE] = str(lock_descriptor)
-    argv = command_line()
+    argv = command_line(plan, detached=detached)
     os.execv(argv[0], argv)

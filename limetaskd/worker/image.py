@@ -1,6 +1,6 @@
 """The image: a process that has imported Celery and the task modules, and forks workers and schedules on request.
 
-    daemon  --fork {spec, env, nice}-->  image  --fork-->  go-between  --fork-->  worker
+    daemon  --fork {spec, nice}-->       image  --fork-->  go-between  --fork-->  worker
     daemon  <--------- {pid} ---------   image              (exits at once)       (its parent is the daemon now)
 
 One thread, one socket, no broker connection: nothing of it may be shared by two workers. What the imports left behind
@@ -130,7 +130,12 @@ class Image:
             pid=os.getpid(),
             phase=self.phase,
             reason=self.reason,
-            data={"modules": len(self.files), "imported_s": round(self.imported_s, 3)},
+            data={
+                "modules": len(self.files),
+                "imported_s": round(self.imported_s, 3),
+                # Of C libraries (OpenBLAS, say), which know about forks; Python's own are refused.
+                "native_threads": len(os.listdir("/proc/self/task")) - 1,  # noqa: PTH208
+            },
         )
 
     def connect(self) -> None:
@@ -200,7 +205,6 @@ class Image:
         """Two forks: the process between them exits at once, so the daemon (a subreaper) becomes the parent."""
         try:
             spec = ProcessSpec.from_json(command.params["spec"])
-            env = dict(command.params["env"])
         except (KeyError, TypeError, ValueError) as error:
             self._reply(Reply(command.id, f"not a spec: {error}"))
             return None
@@ -214,7 +218,7 @@ class Image:
             return None
         if between == 0:
             os.close(reader)
-            return self._between(spec, env, command.params.get("nice"), writer)
+            return self._between(spec, command.params.get("nice"), writer)
         os.close(writer)
         # One message, not until its end: the answer need not wait for either child to be scheduled once more.
         text = os.read(reader, _ANSWER_BYTES).decode()
@@ -226,7 +230,7 @@ class Image:
         os.waitpid(between, 0)
         return None
 
-    def _between(self, spec: ProcessSpec, env: dict[str, str], nice: Any, writer: int) -> ProcessSpec:
+    def _between(self, spec: ProcessSpec, nice: Any, writer: int) -> ProcessSpec:
         """In the first child: fork once more, tell the pid, and be gone. Returns in the second child only."""
         try:
             pid = os.fork()
@@ -237,11 +241,14 @@ class Image:
             os.write(writer, str(pid).encode())
             os._exit(0)
         os.close(writer)
-        self._become(spec, env, nice)
+        self._become(spec, nice)
         return spec
 
-    def _become(self, spec: ProcessSpec, env: dict[str, str], nice: Any) -> None:
-        """Nothing of the image stays: session, descriptors, environment, signals, randomness, log handlers."""
+    def _become(self, spec: ProcessSpec, nice: Any) -> None:
+        """Nothing of the image stays: session, descriptors, signals, randomness, log handlers.
+
+        Its environment does: it is that of the daemon, with what the imports made of it.
+        """
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -255,8 +262,6 @@ class Image:
             root.removeHandler(handler)
             if isinstance(handler, logs.WatchedFile):
                 os.close(handler.stream.fileno())
-        os.environ.clear()
-        os.environ.update(env)
         os.environ[SPEC_VARIABLE] = spec.to_json()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

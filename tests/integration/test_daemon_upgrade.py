@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,52 @@ def test_an_upgrade_keeps_pid_workers_and_running_tasks(daemon: Daemon) -> None:
         os.kill(daemon.worker("asap:0")["pid"], signal.SIGKILL)
         wait_until(lambda: daemon.worker("asap:0")["restarts"] == 1 and daemon.worker("asap:0")["ready"], 60)
         assert sender.result(sender.send("crm.add", 3, 4, qos="asap")) == 7
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_a_detached_daemon_upgrades_in_place_too(amqp_url: str, redis_url: str, make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon(configuration(amqp_url, redis_url), arguments=["--daemon"])
+    daemon.module("crmtasks", SOURCE)
+    shutil.copytree(ROOT / "limetaskd", daemon.folder / "code" / "limetaskd")
+    daemon.environment["PYTHONPATH"] = os.pathsep.join(
+        [str(daemon.folder / "code"), daemon.environment["PYTHONPATH"]]
+    )
+    daemon.start()
+    assert daemon.wait_exit(30) == 0
+    wait_until(lambda: daemon.run_ctl("status").returncode == 0, 60)
+
+    def status() -> dict[str, Any]:
+        return dict(json.loads(daemon.run_ctl("status", "--json").stdout))
+
+    wait_until(lambda: all(w["ready"] for pool in status()["pools"] for w in pool["workers"]), 60)
+    before = status()
+    install(daemon, "9.9.9")
+    assert daemon.ctl("upgrade")["version"] == "9.9.9"
+    after = status()
+    assert after["daemon"]["pid"] == before["daemon"]["pid"] == int((daemon.runtime_dir / "limetaskd.pid").read_text())
+    assert [w["pid"] for p in after["pools"] for w in p["workers"]] == [
+        w["pid"] for p in before["pools"] for w in p["workers"]
+    ]
+    assert daemon.run_ctl("shutdown").returncode == 0
+    wait_until(lambda: not daemon.processes())
+
+
+def test_many_upgrade_signals_and_draining_tasks_do_no_harm(daemon: Daemon) -> None:
+    gate, started = daemon.folder / "gate", daemon.folder / "started"
+    with Sender(daemon) as sender:
+        running = sender.send("crm.wait_for", str(gate), str(started))
+        wait_until(started.exists)
+        daemon.ctl("restart", "default")  # the old worker drains now
+        for number in (signal.SIGUSR2, signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            daemon.signal(number)
+        wait_until(lambda: [r for r in daemon.logs() if r.get("action") == "starts"][1:])
+        wait_until(lambda: (daemon.status() or {"daemon": {"state": ""}})["daemon"]["state"] == "running", 60)
+        assert daemon.alive
+        gate.touch()
+        assert isinstance(sender.result(running), int)
+        assert len(wait_until(lambda: daemon.records(running))) == 1
+    wait_until(lambda: daemon.worker("default:0")["draining"] == [], 60)
     assert daemon.stop() == 0
     assert daemon.processes() == []
 

@@ -278,10 +278,12 @@ class Daemon:
         found: list[psutil.Process] = []
         for process in self.processes():
             try:
+                # A forked process has the environment of its image as far as /proc tells, and a name of its own.
+                comm = Path(f"/proc/{process.pid}/comm").read_text().strip()
                 spec = process.environ().get("LIMETASKD_SPEC")
-                if spec and json.loads(spec)["name"] == name:
+                if comm == name[:15] or (spec and json.loads(spec)["name"] == name):
                     found.append(process)
-            except psutil.NoSuchProcess:
+            except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 continue
         pids = {process.pid for process in found}
 

@@ -44,6 +44,8 @@ COMMANDS: dict[str, Command] = {
     "upgrade": upgrade.run,
     "version": version.run,
 }
+# What changes something waits until the daemon has started, and comes too late when it stops.
+CHANGES = frozenset({"purge", "reload", "restart", "scale", "start", "stop", "upgrade"})
 # Methods that the contract names and this version does not have: the client says so, and so do we.
 LATER = frozenset(
     {
@@ -56,6 +58,8 @@ LATER = frozenset(
 async def run(daemon: Daemon, method: str, params: Params) -> dict[str, Any]:
     """Run one command. Raises RpcError for an unknown one, CommandError when it is refused or fails."""
     command = COMMANDS.get(method)
+    if method in CHANGES:
+        daemon.require_running()
     if command is None:
         why = "is not available in this version" if method in LATER else "is unknown"
         raise RpcError(METHOD_NOT_FOUND, f"method {method!r} {why} (known: {', '.join(sorted(COMMANDS))})")

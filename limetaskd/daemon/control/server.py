@@ -67,7 +67,12 @@ class ControlServer:
 
     async def _serve(self) -> None:
         while True:
-            frames = await self._socket.recv_multipart()
+            try:
+                frames = await self._socket.recv_multipart()
+            except zmq.ZMQError as error:
+                log.error("the control socket: %s", error)
+                await asyncio.sleep(1)
+                continue
             # identity, then the document; a REQ client puts an empty frame between.
             if len(self._tasks) > MAX_PENDING:
                 await self._send(frames[0], protocol.error(None, protocol.FAILED, "too many requests at once"))

@@ -44,7 +44,7 @@ class Memory:
                 str(name): UnitMemory(int(unit["restarts"]), tuple(map(float, unit["deaths"])), bool(unit["stopped"]))
                 for name, unit in document["units"].items()
             }
-            scales = {str(name): Scale(**scale) for name, scale in document["scales"].items()}
+            scales = {str(name): Scale.checked(scale) for name, scale in document["scales"].items()}
             return cls(str(document["boot_id"]), int(document["generation"]), units, scales)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"damaged memory.json: {error}") from error

@@ -1,0 +1,215 @@
+"""Operators, signals and deaths at the same moment: nothing is lost, doubled, left behind or stuck."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.support.crm import SOURCE, configuration
+from tests.support.daemon import Daemon
+from tests.support.sender import Sender
+from tests.support.waiting import wait_until
+
+MakeDaemon = Callable[..., Daemon]
+
+
+@pytest.fixture
+def config(amqp_url: str, redis_url: str) -> dict[str, Any]:
+    return configuration(amqp_url, redis_url)
+
+
+@pytest.fixture
+def daemon(config: dict[str, Any], make_daemon: MakeDaemon) -> Daemon:
+    made = make_daemon(config)
+    made.module("crmtasks", SOURCE)
+    made.start()
+    made.wait_running()
+    return made
+
+
+class Busy:
+    """A task that runs in `queue` until the gate opens."""
+
+    def __init__(self, daemon: Daemon, sender: Sender, queue: str) -> None:
+        self.gate = daemon.folder / f"gate-{queue}"
+        started = daemon.folder / f"started-{queue}"
+        self.task_id = sender.send("crm.wait_for", str(self.gate), str(started), queue=queue)
+        wait_until(started.exists)
+
+
+def beats(daemon: Daemon) -> list[int]:
+    return [process.pid for process in daemon.named("default:beat")]
+
+
+def gone(pid: int) -> bool:
+    """Dead, if perhaps not yet collected: whose daemon died, belongs to the machine's init."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_pool_that_comes_back_while_its_old_worker_drains_is_one_pool(
+    daemon: Daemon, config: dict[str, Any]
+) -> None:
+    with Sender(daemon) as sender:
+        busy = Busy(daemon, sender, "q_background")
+        old = daemon.worker("background:0")["pid"]
+        without = copy.deepcopy(config)
+        del without["tasks"]["routing"]["qos"]["background"]
+        daemon.configure(without)
+        daemon.ctl("reload")
+        daemon.configure(config)
+        daemon.ctl("reload")
+        worker = daemon.worker("background:0")
+        assert worker["ready"] is True
+        assert worker["pid"] != old
+        assert worker["draining"] == [old]
+        busy.gate.touch()
+        assert isinstance(sender.result(busy.task_id), int)
+        wait_until(lambda: daemon.worker("background:0")["draining"] == [])
+        assert daemon.worker("background:0")["pid"] == worker["pid"]
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_restart_and_start_during_a_stop_are_refused_and_leave_nothing(daemon: Daemon) -> None:
+    with Sender(daemon) as sender:
+        busy = Busy(daemon, sender, "lime_default_task_queue")
+        stopping = threading.Thread(target=daemon.run_ctl, args=("stop", "default"))
+        stopping.start()
+        wait_until(lambda: daemon.worker("default:0")["state"] == "STOPPING")
+        refused = daemon.run_ctl("restart", "default:0")
+        assert refused.returncode == 1
+        assert "is being stopped" in refused.stderr
+        busy.gate.touch()
+        stopping.join(60)
+        assert daemon.worker("default:0")["state"] == "STOPPED"
+        busy = Busy(daemon, sender, "q_background")
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: (daemon.status() or {"daemon": {"state": ""}})["daemon"]["state"] == "stopping")
+        refused = daemon.run_ctl("start", "default")
+        assert refused.returncode == 1
+        assert "limetaskd is stopping" in refused.stderr
+        busy.gate.touch()
+    assert daemon.wait_exit() == 0
+    assert daemon.processes() == []
+
+
+def test_a_reload_with_a_wrong_broker_is_undone_and_blocks_nobody_for_long(
+    daemon: Daemon, config: dict[str, Any]
+) -> None:
+    wrong = copy.deepcopy(config)
+    wrong["tasks"]["broker_connection_string"] = "amqp://guest:guest@127.0.0.1:1//"
+    daemon.configure(wrong)
+    done = daemon.run_ctl("reload")
+    assert done.returncode == 1
+    assert "undone" in done.stderr
+    daemon.configure(config)
+    daemon.ctl("reload")
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
+
+
+def test_an_image_that_does_not_answer_never_makes_two_of_one_name(daemon: Daemon) -> None:
+    status = daemon.status()
+    assert status is not None
+    image = next(h["pid"] for h in status["daemon"]["helpers"] if h["name"] == "limetaskd:image")
+    os.kill(image, signal.SIGSTOP)
+    victim = daemon.worker("asap:0")["pid"]
+    os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: daemon.worker("asap:0")["ready"] and daemon.worker("asap:0")["pid"] != victim, 60)
+    assert not Path(f"/proc/{image}").exists()
+    mains = [process for process in daemon.named("asap:0") if process.ppid() == daemon.pid]
+    assert [process.pid for process in mains] == [daemon.worker("asap:0")["pid"]]
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_a_process_whose_record_was_damaged_is_found_by_its_reports(daemon: Daemon) -> None:
+    assert len(beats(daemon)) == 1
+    old = beats(daemon)[0]
+    worker = daemon.worker("asap:0")["pid"]
+    daemon.kill()
+    for record in (daemon.runtime_dir / "processes").glob("*.json"):
+        if record.name.startswith(("default:beat", "asap:0")):
+            record.write_text("{")
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+    wait_until(lambda: gone(old) and gone(worker), 60)
+    wait_until(lambda: len(beats(daemon)) == 1, 60)
+    assert any(record.get("action") == "stranger" for record in daemon.logs())
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_what_an_operator_stopped_stays_stopped_over_reload_and_upgrade(
+    daemon: Daemon, config: dict[str, Any]
+) -> None:
+    daemon.ctl("stop", "background")
+    new = copy.deepcopy(config)
+    new["limetaskd"]["imports"] = ["crmtasks", "json"]
+    daemon.configure(new)
+    daemon.ctl("reload")
+    assert daemon.worker("asap:0")["ready"] is True
+    assert daemon.worker("background:0")["state"] == "STOPPED"
+    daemon.ctl("upgrade")
+    assert daemon.worker("background:0")["state"] == "STOPPED"
+    daemon.ctl("start", "background")
+    assert daemon.worker("background:0")["ready"] is True
+
+
+def test_a_hung_worker_is_replaced_by_the_next_daemon_too(daemon: Daemon) -> None:
+    frozen = daemon.worker("asap:0")["pid"]
+    daemon.kill()
+    os.kill(frozen, signal.SIGSTOP)
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 90)
+    assert daemon.worker("asap:0")["pid"] != frozen
+    wait_until(lambda: gone(frozen))
+
+
+def test_a_worker_that_is_told_to_stop_by_hand_is_replaced_while_it_drains(daemon: Daemon) -> None:
+    with Sender(daemon) as sender:
+        busy = Busy(daemon, sender, "q_asap")
+        old = daemon.worker("asap:0")["pid"]
+        os.kill(old, signal.SIGTERM)
+        wait_until(lambda: daemon.worker("asap:0")["ready"] and daemon.worker("asap:0")["pid"] != old, 60)
+        assert daemon.worker("asap:0")["draining"] == [old]
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
+        busy.gate.touch()
+        assert sender.result(busy.task_id) is not None
+        wait_until(lambda: daemon.worker("asap:0")["draining"] == [])
+        assert len(wait_until(lambda: daemon.records(busy.task_id))) == 1
+
+
+def test_a_large_environment_starts_all_the_same(
+    config: dict[str, Any], make_daemon: MakeDaemon
+) -> None:
+    daemon = make_daemon(config, env={f"SERVICE_{number}": "x" * 1000 for number in range(200)})
+    daemon.module("crmtasks", SOURCE)
+    daemon.start()
+    daemon.wait_running()
+    assert daemon.worker("asap:0")["origin"] == "fork"
+
+
+def test_a_destination_that_cannot_be_opened_refuses_the_reload_and_keeps_the_logs(
+    daemon: Daemon, config: dict[str, Any]
+) -> None:
+    new = copy.deepcopy(config)
+    new["limetaskd"]["logging"] = {"destination": "/nonexistent/folder/all.log"}
+    daemon.configure(new)
+    refused = daemon.run_ctl("reload")
+    assert refused.returncode == 1
+    assert "limetaskd.logging.destination" in refused.stderr
+    before = len(daemon.logs())
+    daemon.ctl("restart", "asap")
+    wait_until(lambda: len(daemon.logs()) > before)
