@@ -14,7 +14,7 @@ from kombu.exceptions import KombuError
 from limetaskd.core.redact import redact_text
 from limetaskd.core.settings import Settings
 from limetaskd.errors import CommandError, LimetaskError
-from limetaskd.tasks.conf import broker_settings
+from limetaskd.tasks.conf import broker_settings, is_redis
 
 IO_TIMEOUT_S = 5.0
 
@@ -36,6 +36,9 @@ class BrokerAwayError(LimetaskError):
 class Broker(Protocol):
     """A connected broker. Every method raises BrokerAwayError when it is one no longer."""
 
+    connection: Any  # kombu's
+    gone: tuple[type[Exception], ...]  # what its use raises when the broker is away
+
     def figures(self, names: Sequence[str]) -> list[Figure]:
         """Of each queue, in this order."""
 
@@ -45,11 +48,17 @@ class Broker(Protocol):
     def purge(self, name: str) -> int:
         """Drop what waits in a queue; returns how many messages. Raises CommandError when there is no such queue."""
 
+    def unacknowledged(self, name: str) -> int | None:
+        """How many messages of a queue consumers hold, wherever they are; None: the broker does not tell."""
+
     def close(self) -> None: ...
 
 
-def connection_of(settings: Settings) -> Any:
-    """A kombu connection (not connected) with the addresses and options of the workers, and timeouts of our own."""
+def connection_of(settings: Settings, *, confirm: bool = False) -> Any:
+    """A kombu connection (not connected) with the addresses and options of the workers, and timeouts of our own.
+
+    `confirm`: what is sent over it returns when RabbitMQ has it on its disk.
+    """
     conf = broker_settings(settings)
     options = dict(conf["broker_transport_options"] or {})
     options |= {
@@ -58,6 +67,8 @@ def connection_of(settings: Settings) -> Any:
         "socket_timeout": IO_TIMEOUT_S,
         "socket_connect_timeout": IO_TIMEOUT_S,
     }
+    if confirm and not is_redis(settings.broker_url):
+        options["confirm_publish"] = True
     celery = settings.celery
     return Connection(
         conf["broker_url"],
@@ -131,6 +142,9 @@ class RabbitMQ(_Connected):
     def restore(self) -> int:
         return 0
 
+    def unacknowledged(self, _name: str) -> int | None:
+        return None  # the protocol does not say; the daemon asks its own workers
+
     def purge(self, name: str) -> int:
         try:
             return int(self._channel(name).queue_purge(name))
@@ -166,6 +180,12 @@ class Redis(_Connected):
     def restore(self) -> int:
         try:
             return int(self._channel.restore_dead())
+        except self.gone as error:
+            raise away(error) from error
+
+    def unacknowledged(self, name: str) -> int | None:
+        try:
+            return int(self._channel.held(name))
         except self.gone as error:
             raise away(error) from error
 

@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limetaskd.agent.brokers import Broker, BrokerAwayError, connect
+from limetaskd.agent import quarantine
+from limetaskd.agent.brokers import Broker, BrokerAwayError, away, connect, connection_of
+from limetaskd.agent.results import ResultStore
 from limetaskd.core.channel import Phase
 from limetaskd.core.redact import redact_url
 from limetaskd.core.settings import Settings
@@ -49,6 +51,7 @@ class Watch(threading.Thread):
         self._on_end = on_end
         self._jobs: queue.SimpleQueue[tuple[str, dict[str, Any], Answer]] = queue.SimpleQueue()
         self._broker: Broker | None = None
+        self._store = ResultStore(self._settings)
         self._failures = 0
         self._figures_due = self._restore_due = 0.0
         self.view = View()
@@ -140,12 +143,19 @@ class Watch(threading.Thread):
         """Raises LimetaskError with a message for the operator."""
         if command == "settings":
             return self._reread()
+        if command in self._store.commands:
+            return self._store.obey(command, params)
         broker = self._broker
         if broker is None:
             raise CommandError(f"the broker is away: {self.view.data['broker']['error'] or 'not connected yet'}")
         try:
             if command == "restore":
                 return {"restored": self._restore(broker)}
+            if command == "look":
+                name = params.get("queue")
+                if not isinstance(name, str) or not name:
+                    raise CommandError("look needs the name of a queue")
+                return {"depth": broker.figures([name])[0].depth, "unacknowledged": broker.unacknowledged(name)}
             if command == "purge":
                 name = params.get("queue")
                 if not isinstance(name, str) or not name:
@@ -156,10 +166,23 @@ class Watch(threading.Thread):
                     "purged %s: %d messages dropped", name, purged, extra={"action": "purged", "task_queue": name}
                 )
                 return {"purged": purged}
+            if command == "quarantine":
+                return self._quarantine(broker, params)
         except BrokerAwayError as error:
             self._lost(error)
             raise
         raise CommandError(f"the agent does not know the command {command!r}")
+
+    def _quarantine(self, broker: Broker, params: dict[str, Any]) -> dict[str, Any]:
+        """Raises BrokerAwayError, CommandError."""
+        queues = [item.actual for item in self._settings.queues if params.get("queue") in (None, item.actual)]
+        try:
+            with connection_of(self._settings, confirm=True) as sending:
+                return quarantine.obey(broker.connection, sending, self._store, queues, params)
+        except CommandError:
+            raise
+        except broker.gone as error:
+            raise away(error) from error
 
     def _reread(self) -> dict[str, Any]:
         try:
@@ -170,6 +193,7 @@ class Watch(threading.Thread):
             self._settings.broker_url, self._settings.celery, self._settings.cluster
         )  # fmt: skip
         self._settings = settings
+        self._store = ResultStore(settings)
         if moved and self._broker is not None:
             self._broker.close()
             self._broker = None

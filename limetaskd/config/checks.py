@@ -66,10 +66,10 @@ def _check_pool(path: Path, pool: PoolConfig, models: Models, report: Report) ->
     if pool.limits.model_fields_set:
         _check_memory((*path, "limits"), pool.limits, effective_limits(models.limetaskd.limits, pool.limits), report)
     _check_slots(path, pool, models, report)
-    if pool.pool == "threads" and (soft is not None or hard is not None):
-        report.warn((*path, "pool"), "Celery's time limits do not work in a pool of threads")
-    if pool.pool == "solo" and (soft is not None or hard is not None):
-        report.warn((*path, "pool"), "Celery's time limits do not work in a solo pool")
+    if pool.pool in ("threads", "solo") and soft is not None:
+        report.warn((*path, "pool"), f"soft time limits do not work in a {pool.pool} pool")
+    if pool.pool in ("threads", "solo") and hard is not None:
+        report.warn((*path, "pool"), f"a {pool.pool} task above its time limit is ended with its whole worker")
 
 
 def _check_slots(path: Path, pool: PoolConfig, models: Models, report: Report) -> None:
@@ -82,6 +82,8 @@ def _check_slots(path: Path, pool: PoolConfig, models: Models, report: Report) -
                 f"a solo worker runs one task at a time: set workers: {own}, and leave concurrency out",
                 own,
             )
+        if pool.autoscale is not None:
+            report.error((*path, "autoscale"), "a solo worker runs one task at a time: use prefork")
         return
     if isinstance(concurrency, int) and pool.workers > concurrency:
         where = "its concurrency" if own is not None else "limetaskd.concurrency"
@@ -92,8 +94,18 @@ def _check_slots(path: Path, pool: PoolConfig, models: Models, report: Report) -
             pool.workers,
         )
     scale = pool.autoscale
-    if scale is not None and scale.min > scale.max:
+    if scale is None:
+        return
+    if scale.min > scale.max:
         report.error((*path, "autoscale", "min"), f"must not be above max ({scale.max})", scale.min)
+    elif scale.min < pool.workers:
+        report.error(
+            (*path, "autoscale", "min"),
+            f"must not be below workers ({pool.workers}): it counts the slots of the whole pool",
+            scale.min,
+        )
+    if pool.pool != "prefork":
+        report.error((*path, "autoscale"), f"the slots of a {pool.pool} pool are fixed at its start: use prefork")
 
 
 def _check_memory(path: Path, given: LimitsConfig, limits: LimitsConfig, report: Report) -> None:

@@ -33,28 +33,19 @@ DAEMON: dict[Path, Unsupported] = {
         when=lambda value: value is not None and value.startswith("tcp:"),
     ),
     ("ack_deadline",): Unsupported(_NOT_ENFORCED),
-    ("max_deliveries",): Unsupported(_NOT_ENFORCED),
-}
-LIMITS: dict[Path, Unsupported] = {
-    ("limits", "memory_soft"): Unsupported(_NOT_ENFORCED),
-    ("limits", "memory_hard"): Unsupported(_NOT_ENFORCED),
-    ("limits", "worker_memory"): Unsupported(_NOT_ENFORCED),
-    ("limits", "time_grace"): Unsupported(f"{_NOT_ENFORCED}: tasks are ended by Celery's own time limits only"),
-    ("limits", "sample_interval"): Unsupported(_NOT_ENFORCED),
 }
 POOL: dict[Path, Unsupported] = {
     ("pool",): Unsupported(
         f"swarm is {_NOT_AVAILABLE}: use prefork, threads or solo", fatal=True, when=lambda value: value == "swarm"
     ),
-    ("autoscale",): Unsupported(f"autoscale does nothing: {_NOT_ENFORCED}"),
 }
 
 
 def check_unsupported(models: Models, report: Report) -> None:
     """Report what the operator asks for and this version does not do."""
     daemon = models.limetaskd
-    found = [(("limetaskd",), daemon, DAEMON | LIMITS)]
-    found += [(("limetaskd", "pools", name), pool, POOL | LIMITS) for name, pool in daemon.pools.items()]  # type: ignore[misc]
+    found = [(("limetaskd",), daemon, DAEMON)]
+    found += [(("limetaskd", "pools", name), pool, POOL) for name, pool in daemon.pools.items()]  # type: ignore[misc]
     for start, model, table in found:
         for path, value, entry in _given(model, table):
             shown = (value,) if isinstance(value, (str, bool)) else ()

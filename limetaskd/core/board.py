@@ -5,17 +5,24 @@ run by hand uses anonymous memory. Pool children (or threads) write their own sl
 lock: a sequence number that is odd while its slot is being written lets a reader see only whole records.
 
     header  64 bytes: magic "LTB1", u32 version, u32 slots
-    slot   768 bytes: see `_SLOT`
+    slot   768 bytes: see `_SLOT`, and from `_SENTENCE_AT` on `_SENTENCE`
 
 The writer of a slot is one process (or thread) only. Slots are claimed by `claim` under a file lock in the worker.
+
+The sentence is not the writer's: whoever ends the task of a slot from outside writes it before it kills, so that the
+worker's main process, which sees a dead child, and the daemon, which may be the only one left, agree on why. Who then
+does the rest (record, result, acknowledgement) is settled by `settle`, once.
 """
 
 from __future__ import annotations
 
+import fcntl
+import math
 import mmap
 import os
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +30,32 @@ BOARD_VERSION = 1
 _MAGIC = b"LTB1"
 _HEADER = struct.Struct("<4sII52x")
 # sequence, pid, process start (clock ticks since boot), claimed, started (unix s, 0: idle), soft limit s, hard limit s
-# (0: none), processed, failed, latency sum ms, duration sum ms, task id, task name, queue, user
+# (0: none), processed, failed, latency sum ms, duration sum ms, task id, task name, queue, user, flags, started
+# (monotonic s), latency ms of the running task (NaN: unknown), private memory of the process right after its fork.
+# A board of an older writer has zeros there, or stale bytes of nobody: it was made of zeros.
 _SEQUENCE = struct.Struct("<Q")
-_SLOT = struct.Struct("<QQQQdddQQdd64s192s192s128s")
+_SLOT = struct.Struct("<QQQQdddQQdd64s192s192s128sQddQ")
+_HEAD = struct.Struct("<QQQQdd")
+# started (unix s, which task is meant), reason, who settled it
+_SENTENCE = struct.Struct("<dII")
+_SENTENCE_AT = 720
 SLOT_BYTES = 768
-assert _SLOT.size <= SLOT_BYTES
+assert _SLOT.size <= _SENTENCE_AT
+assert _SENTENCE_AT + _SENTENCE.size <= SLOT_BYTES
 _READ_TRIES = 50
+_EARLY_ACK = 1
+
+# Why a task was ended: `task_failure_reason`. The position is what stands in the sentence.
+TIME_LIMIT = "time_limit"
+MEMORY_LIMIT = "memory_limit"
+OPERATOR = "operator"
+WORKER_LOST = "worker_lost"
+REASONS = (None, TIME_LIMIT, MEMORY_LIMIT, OPERATOR, WORKER_LOST)
+
+BY_NOBODY = 0
+BY_WORKER = 1  # the main process has begun with it
+BY_WORKER_DONE = 2
+BY_DAEMON = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +69,19 @@ class Running:
     started: float
     soft_limit_s: float | None
     time_limit_s: float | None
+    # Its message was acknowledged before it began: nobody will deliver it again.
+    early_ack: bool = False
+    started_monotonic: float = 0.0  # the clock of this boot, the same in all processes; 0: not told
+    latency_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Why the task that began at `started` (unix s) was ended, and who dealt with its end (BY_...)."""
+
+    started: float
+    reason: str | None
+    settled: int
 
 
 @dataclass(frozen=True)
@@ -58,6 +98,7 @@ class Slot:
     duration_sum_ms: float
     # The task that ended here last and has its record, while nothing runs: a child that dies now has done it.
     ended_id: str | None = None
+    base_bytes: int = 0  # private memory of the process right after its fork; 0: not told
 
 
 def _text(raw: bytes) -> str:
@@ -77,14 +118,24 @@ def process_start_ticks(pid: int) -> int | None:
     return int(stat[stat.rindex(b")") + 2 :].split()[19])
 
 
+def process_state(pid: int) -> str:
+    """One letter, as in /proc/PID/stat: R, S, D, T (stopped), Z (dead, not reaped); X when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return "X"
+    return stat[stat.rindex(b")") + 2 :].split()[0].decode()
+
+
 class Board:
     """A scoreboard in a file or in anonymous memory."""
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap, path: str | None = None) -> None:
         magic, version, slots = _HEADER.unpack_from(memory, 0)
         if magic != _MAGIC or version != BOARD_VERSION or len(memory) < _HEADER.size + slots * SLOT_BYTES:
             raise ValueError(f"not a scoreboard of version {BOARD_VERSION}")
         self._memory = memory
+        self.path = path
         self.slots = int(slots)
 
     @classmethod
@@ -100,7 +151,7 @@ class Board:
         try:
             os.ftruncate(descriptor, size)
             os.pwrite(descriptor, header, 0)
-            return cls(mmap.mmap(descriptor, size))
+            return cls(mmap.mmap(descriptor, size), path)
         finally:
             os.close(descriptor)
 
@@ -112,7 +163,7 @@ class Board:
             size = os.fstat(descriptor).st_size
             if size < _HEADER.size:
                 raise ValueError("truncated scoreboard")
-            return cls(mmap.mmap(descriptor, size))
+            return cls(mmap.mmap(descriptor, size), path)
         finally:
             os.close(descriptor)
 
@@ -141,12 +192,75 @@ class Board:
         _, pid, ticks, claimed, started, soft, hard, processed, failed, latency, duration = fields[:11]
         if not claimed:
             return None
-        task_id, name, queue, user = (_text(item) for item in fields[11:])
+        task_id, name, queue, user = (_text(item) for item in fields[11:15])
+        flags, monotonic, waited, base = fields[15:]
         running = None
         if started:
-            running = Running(task_id, name, queue, user or None, started, soft or None, hard or None)
+            running = Running(
+                task_id, name, queue, user or None, started, soft or None, hard or None,
+                bool(flags & _EARLY_ACK), monotonic, None if math.isnan(waited) else waited,
+            )  # fmt: skip
         ended_id = None if running else task_id or None
-        return Slot(index, pid, ticks, running, processed, failed, latency, duration, ended_id)
+        return Slot(index, pid, ticks, running, processed, failed, latency, duration, ended_id, base)
+
+    def glance(self, index: int) -> tuple[int, int, float]:
+        """(sequence, claimed, started) of a slot: tells a watcher, for next to nothing, whether to read it anew."""
+        sequence, _, _, claimed, started, _ = _HEAD.unpack_from(self._memory, self._offset(index))
+        return sequence, claimed, started
+
+    # The sentence.
+
+    def sentence(self, slot: Slot) -> Sentence | None:
+        """What was decided about the task that `slot` runs; None: nothing."""
+        if slot.running is None:
+            return None
+        started, reason, settled = _SENTENCE.unpack_from(self._memory, self._offset(slot.index) + _SENTENCE_AT)
+        if started != slot.running.started or reason >= len(REASONS):
+            return None
+        return Sentence(started, REASONS[reason], settled)
+
+    def condemn(self, slot: Slot, reason: str) -> bool:
+        """Write why the task of `slot` is about to be ended, before it is. False: somebody was there first."""
+        return self._write_sentence(slot, lambda known: known is None, reason, BY_NOBODY)
+
+    def settle(self, slot: Slot, who: int) -> bool:
+        """Take over what is left to do for the ended task of `slot`; False when somebody else has.
+
+        A worker that died between BY_WORKER and BY_WORKER_DONE has not done it: the daemon may take that over.
+        """
+
+        def free(known: Sentence | None) -> bool:
+            if known is None or known.settled == BY_NOBODY:
+                return True
+            return known.settled == BY_WORKER and who in (BY_WORKER_DONE, BY_DAEMON)
+
+        return self._write_sentence(slot, free, None, who)
+
+    def _write_sentence(
+        self, slot: Slot, allowed: Callable[[Sentence | None], bool], reason: str | None, who: int
+    ) -> bool:
+        """Under a lock between processes, so that two never both believe that they were first."""
+        if slot.running is None:
+            return False
+        offset = self._offset(slot.index) + _SENTENCE_AT
+        descriptor = None
+        if self.path is not None:
+            try:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                descriptor = None  # removed with the death of the worker: we are alone with the memory
+        try:
+            if descriptor is not None:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX, _SENTENCE.size, offset)
+            known = self.sentence(slot)
+            if not allowed(known):
+                return False
+            code = REASONS.index(reason if reason is not None else known.reason if known else None)
+            _SENTENCE.pack_into(self._memory, offset, slot.running.started, code, who)
+            return True
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)  # which frees the lock
 
     def claim(self, *, index: int | None = None) -> SlotWriter | None:
         """Take a free slot (or `index`) for the calling process; None when all are taken.
@@ -176,10 +290,21 @@ class SlotWriter:
         self._latency = keep.latency_sum_ms if keep else 0.0
         self._duration = keep.duration_sum_ms if keep else 0.0
         self._task_id = b""
+        self._base = 0
         self._write(0.0, 0.0, 0.0, b"", b"", b"", b"")
 
     def _write(
-        self, started: float, soft: float, hard: float, task_id: bytes, name: bytes, queue: bytes, user: bytes
+        self,
+        started: float,
+        soft: float,
+        hard: float,
+        task_id: bytes,
+        name: bytes,
+        queue: bytes,
+        user: bytes,
+        flags: int = 0,
+        monotonic: float = 0.0,
+        latency: float = math.nan,
     ) -> None:
         self._sequence += 1
         _SEQUENCE.pack_into(self._memory, self._offset, self._sequence)
@@ -187,9 +312,15 @@ class SlotWriter:
         packed = _SLOT.pack(
             self._sequence - 1, self._pid, self._ticks, 1, started, soft, hard,
             self._processed, self._failed, self._latency, self._duration, task_id, name, queue, user,
+            flags, monotonic, latency, self._base,
         )  # fmt: skip
         self._memory[self._offset : self._offset + _SLOT.size] = packed
         _SEQUENCE.pack_into(self._memory, self._offset, self._sequence)
+
+    def weigh(self, base_bytes: int) -> None:
+        """Note the private memory of this process, right after its fork."""
+        self._base = base_bytes
+        self._write(0.0, 0.0, 0.0, b"", b"", b"", b"")
 
     def begin(
         self,
@@ -199,12 +330,16 @@ class SlotWriter:
         user: str | None = None,
         soft_limit_s: float | None = None,
         time_limit_s: float | None = None,
+        *,
+        early_ack: bool = False,
+        latency_ms: float | None = None,
     ) -> None:
         """This slot starts a task now."""
         self._task_id = task_id.encode()
         self._write(
             time.time(), soft_limit_s or 0.0, time_limit_s or 0.0,
             self._task_id, name.encode(), queue.encode(), (user or "").encode(),
+            _EARLY_ACK if early_ack else 0, time.monotonic(), math.nan if latency_ms is None else latency_ms,
         )  # fmt: skip
 
     def end(self, *, failed: bool, latency_ms: float | None, duration_ms: float) -> None:

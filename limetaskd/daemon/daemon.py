@@ -9,12 +9,14 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limetaskd.core.accepted import Accepted
 from limetaskd.core.board import Board, process_start_ticks
 from limetaskd.core.channel import Event, State
 from limetaskd.daemon import embedded, engine, files, gather, orphans
+from limetaskd.daemon.audit import Audit
+from limetaskd.daemon.autoscaling import Autoscaling
 from limetaskd.daemon.channel import ChannelServer, Connection
 from limetaskd.daemon.events import EventBus
 from limetaskd.daemon.incarnation import ADOPTED, EXEC, FORK, Incarnation, Launch, launch_environment
@@ -32,11 +34,15 @@ from limetaskd.daemon.launch import (
 from limetaskd.daemon.logpump import LogPump
 from limetaskd.daemon.pools import Scales
 from limetaskd.daemon.spawner import ProcessRef, become_subreaper, find, forked, reap_strangers, spawn
+from limetaskd.daemon.steering import Steering
 from limetaskd.daemon.succession import Memory, boot_id
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError, LimetaskError
 from limetaskd.plan.model import Plan, PoolPlan
 from limetaskd.policy.restart import RestartPolicy
+
+if TYPE_CHECKING:
+    from limetaskd.daemon.guard import Guard
 
 log = logging.getLogger("limetaskd.daemon")
 
@@ -50,6 +56,8 @@ MEMORY_PAUSE_S = 0.2
 IMAGE_PATIENCE_S = 60.0
 FORK_TIMEOUT_S = 10.0
 STRANGER_STOP_S = 600.0
+CLOSE_S = 5.0
+ACCOUNTS_S = 15.0  # at a stop, for what is left to say of tasks that were killed
 
 
 class Daemon:
@@ -62,6 +70,9 @@ class Daemon:
         self.events = EventBus()
         self.groups = engine.Groups()
         self.scales = Scales()
+        self.steering = Steering(self)
+        self.autoscaling = Autoscaling(self)
+        self.audit = Audit(self.paths.audit, self.events)
         self.units: dict[str, Unit] = {}
         self.generation = 1  # of the accepted configuration
         self.state = "starting"
@@ -77,8 +88,10 @@ class Daemon:
         self.strangers_to_keep: set[int] = set()  # children that are no units, whose exit somebody waits for
         self._memory_changed = asyncio.Event()
         self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)
+        self.guard: Guard | None = None  # sets itself
         self._tick_task: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._accounts: set[asyncio.Task[Any]] = set()
         self._xmlrpc: engine.XmlRpcServer | None = None
         self._forking = 0  # forks whose pid is not known yet: it must not be reaped as a stranger's
         self._early: dict[tuple[str, int, int], tuple[Connection, State]] = {}  # reports that came before the birth
@@ -132,7 +145,9 @@ class Daemon:
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
         await self.load_scales()
         memory = await self._load_memory()
+        await self.steering.load()
         await self.write_settings()
+        await self.write_accepted()
         self.channel.start()
         found = await asyncio.to_thread(orphans.find_all, self.paths)
         if self.plan.embedded:
@@ -165,6 +180,8 @@ class Daemon:
             )
             self._xmlrpc.start()
         self._tick_task = self.background(self._tick())
+        self.background(self.steering.watch())
+        self.background(self.autoscaling.run())
 
     def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]:
         """Run a coroutine beside the rest; its failure is logged, unless the caller looks (`report` False)."""
@@ -256,9 +273,13 @@ class Daemon:
         await image.started()
 
     async def write_settings(self) -> None:
-        """What workers and senders read: the settings (secret) and the accepted routing (public)."""
+        """What workers read when they start: the settings (secret)."""
+        text = self.steering.settings().to_json()
+        await asyncio.to_thread(files.write_atomically, self.paths.settings, text, 0o600)
+
+    async def write_accepted(self) -> None:
+        """What senders follow: the accepted routing (public)."""
         accepted = Accepted.of(self.plan.settings, self.generation)
-        await asyncio.to_thread(files.write_atomically, self.paths.settings, self.plan.settings.to_json(), 0o600)
         await asyncio.to_thread(files.write_atomically, self.paths.accepted, accepted.to_json(), 0o644)
 
     async def _start_broker(self) -> None:
@@ -302,7 +323,7 @@ class Daemon:
         """Make the unit of worker `index`; its launches always follow the plan of that moment."""
         return self._add(
             f"{pool}:{index}", "worker",
-            lambda generation: worker_launch(self.plan, self.pool(pool), index, generation),
+            lambda generation: worker_launch(self.plan, self.steering.for_launch(self.pool(pool)), index, generation),
         )  # fmt: skip
 
     def add_beat(self, pool: str) -> Unit:
@@ -399,7 +420,13 @@ class Daemon:
         return self._incarnation(unit, launch, generation, ref, board, ADOPTED)
 
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None:
-        """After every death: its record goes; what it held on Redis comes back at once."""
+        """After every death: its record goes; its tasks are accounted for; what it held on Redis comes back at once."""
+        if self.guard is not None:
+            accounting = self.background(self.guard.account(unit, incarnation))
+            self._accounts.add(accounting)
+            accounting.add_done_callback(self._accounts.discard)
+        else:
+            incarnation.forget()
         record = self.paths.record(unit.name, incarnation.generation)
         self.background(asyncio.to_thread(files.remove, record))
         self.reap_strangers()  # one of ours may have hidden them
@@ -427,6 +454,7 @@ class Daemon:
             self._dismiss_strangers()
             return
         unit.reported(incarnation, connection, state)
+        self.steering.reported(unit, incarnation)
         if unit.kind == "agent":
             self.broker_figures = state.data
 
@@ -457,6 +485,8 @@ class Daemon:
 
     def _on_event(self, connection: Connection, event: Event) -> None:
         name = connection.state.name if connection.state else None
+        if event.event == "child_died" and name is not None and self.guard is not None:
+            self.guard.child_died(name, event.fields)
         self.events.emit(event.event, process=name, **event.fields)
 
     def _on_close(self, connection: Connection) -> None:
@@ -481,16 +511,11 @@ class Daemon:
                 for unit in self.units.values():
                     if unit.current is not None:
                         unit.current.heard = now
+                if self.guard is not None:
+                    self.guard.excuse()
             last = now
-            for unit in list(self.units.values()):
-                current = unit.current
-                if current is not None and not current.ending and current.hung():
-                    log.error(
-                        "%s (pid %d) has been silent for %.0f s: its main process hangs; killed and replaced",
-                        unit.name, current.pid, current.silent_s(), extra={"action": "hung", "worker": unit.name},
-                    )  # fmt: skip
-                    self.events.emit("process_hung", process=unit.name, pid=current.pid)
-                    self.background(current.kill())
+            if self.guard is not None:
+                self.guard.check_health(now)
 
     # Stop.
 
@@ -510,6 +535,8 @@ class Daemon:
                     unit.stop(now=self.stop_now.is_set())
                 await asyncio.gather(*(unit.stopped() for unit in alive))
                 units = [unit for unit in self.units.values() if unit.kind in kinds]
+            if self._accounts:  # while the agent is there
+                await asyncio.wait(self._accounts, timeout=ACCOUNTS_S)
         hurry.cancel()
         await asyncio.to_thread(files.remove, self.paths.accepted)
         await asyncio.to_thread(files.remove, self.paths.settings)
@@ -529,6 +556,9 @@ class Daemon:
         await self.channel.close()
         for task in list(self._tasks):
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=CLOSE_S)  # what an action still has to say is recorded
+        await asyncio.to_thread(self.audit.close)
 
     # In words.
 

@@ -13,17 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limetaskd.core.board import Board
+from limetaskd.core.board import Board, process_state
 from limetaskd.core.channel import REPORT_INTERVAL_S, Phase, State
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.spawner import Exit, ProcessRef
+from limetaskd.policy.health import SILENT_BUSY_S, SILENT_S
 
 log = logging.getLogger("limetaskd.process")
 
-# Reports come every 5 s from a thread that no task can hold up, except by the GIL. Silence means a stopped or dead-
-# locked main process.
-HUNG_AFTER_S = 30.0
 # A process that was taken over reports at the latest after this, if it can.
 FIRST_REPORT_S = 2 * REPORT_INTERVAL_S
 # What a process gets to act on SIGQUIT before it is killed.
@@ -47,6 +45,7 @@ class Launch:
     nice: int | None = None
     forkable: bool = False  # an image may fork it: it needs nothing that must be there before the imports
     silence_matters: bool = True  # it reports every few seconds, so its silence means that it hangs
+    queues: tuple[str, ...] | None = None  # actual names that a worker begins with; None: not known
 
 
 EXEC, FORK, ADOPTED = "exec", "fork", "adopted"
@@ -70,6 +69,16 @@ class Incarnation:
     reported: asyncio.Event = field(default_factory=asyncio.Event)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     ending: asyncio.Task[Exit] | None = None
+    hung_for: str | None = None  # why we kill it as hung
+    ended_for: str | None = None  # why we kill it, when that is no fault of the worker (a limit, an operator)
+    # What it was told in place, see steering.py and slots.py.
+    steering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    queues: tuple[str, ...] | None = None
+    told: dict[str, Any] | None = None
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        self.queues = self.launch.queues
 
     @property
     def pid(self) -> int:
@@ -97,10 +106,22 @@ class Incarnation:
         return self.report is not None and self.report.phase == Phase.DRAINING
 
     def hung(self) -> bool:
-        """It has reported before, to us or to the daemon before us, and has fallen silent."""
+        """It has reported before, to us or to the daemon before us, and has fallen silent; no task may keep it so."""
         spoke = self.report is not None or self.origin == ADOPTED
         watched = self.launch.reports and self.launch.silence_matters
-        return watched and spoke and self.silent_s() > HUNG_AFTER_S
+        if not watched or not spoke or self.silent_s() <= SILENT_S:
+            return False
+        return process_state(self.pid) == "T" or not self.at_work()
+
+    def at_work(self) -> bool:
+        """Whether tasks run in the main process itself (threads, solo), within their limits: these may hold the GIL."""
+        slots = self.board.read() if self.board is not None else []
+        return any(
+            slot.pid == self.pid
+            and slot.running is not None
+            and (slot.running.time_limit_s is not None or self.silent_s() < SILENT_BUSY_S)
+            for slot in slots
+        )
 
     def watch(self, on_exit: Callable[[Incarnation], None]) -> None:
         """Call `on_exit` once, at the death of the process."""

@@ -155,16 +155,12 @@ def set_up(
     for other in list(root.handlers):
         root.removeHandler(other)
     root.addHandler(handler)
-    root.setLevel(level)
     billiard_logger()  # cuts itself off when it is made
     for name in ("celery", "celery.task", "celery.redirected", "multiprocessing", "kombu", "amqp"):
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
-    quiet = root.level > logging.DEBUG
-    for name in _REPLACED:
-        logging.getLogger(name).setLevel(max(root.level, logging.WARNING) if quiet else logging.NOTSET)
-    logging.getLogger("multiprocessing").setLevel(logging.WARNING if quiet else logging.INFO)
+    set_level(level)
     # Promised for every task, whatever level an operator chose for the rest.
     logging.getLogger(EXECUTION_LOGGER).setLevel(logging.INFO)
     logging.getLogger(ROUTING_LOGGER).setLevel(logging.INFO)
@@ -180,6 +176,16 @@ def set_up(
     return handler
 
 
+def set_level(level: str | int) -> None:
+    """The level of this process; what Celery says beside our own records stays quieter, but for DEBUG."""
+    root = logging.getLogger()
+    root.setLevel(level)
+    quiet = root.level > logging.DEBUG
+    for name in _REPLACED:
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING) if quiet else logging.NOTSET)
+    logging.getLogger("multiprocessing").setLevel(logging.WARNING if quiet else logging.INFO)
+
+
 def reopen_all() -> None:
     """Open the log files of this process again."""
     for handler in logging.getLogger().handlers:
@@ -187,12 +193,12 @@ def reopen_all() -> None:
             handler.reopen()
 
 
-def was_recorded(task_id: str) -> bool:
-    """Whether the end of this task stands in the last part of the log file of this worker.
+def was_recorded(task_id: str, pid: int | None) -> bool:
+    """Whether the end of this task, written by the child `pid`, stands in the last part of this worker's log file.
 
     For the one case that the scoreboard cannot tell: a child that died right after it wrote its record.
     """
-    needle = json.dumps(task_id).encode()
+    needle, writer = json.dumps(task_id).encode(), f'"pid": {pid},'.encode()
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, WatchedFile):
             continue
@@ -202,7 +208,7 @@ def was_recorded(task_id: str) -> bool:
                 lines = file.read().splitlines()
         except OSError:
             continue
-        if any(needle in line and b'"task_outcome"' in line for line in lines):
+        if any(needle in line and writer in line and b'"task_outcome"' in line for line in lines):
             return True
     return False
 

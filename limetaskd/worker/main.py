@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 from pathlib import Path
 
 from celery.exceptions import ImproperlyConfigured
@@ -30,6 +32,9 @@ def main(spec: ProcessSpec) -> int:
         own_stdio=True,
         max_message_bytes=settings.log_message_max_bytes,
     )
+    # Into the log: the stacks of a crash, and on demand those of a process that hangs, its pool children included.
+    faulthandler.enable(file=2, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
     runtime = Runtime(settings, spec.name, spec)
     runtime.drain.install_signals(reopen=logs.reopen_all)
     if runtime.link is not None:
@@ -58,7 +63,7 @@ def _run(settings: Settings, spec: ProcessSpec, runtime: Runtime) -> int:
         pool=spec.pool_kind,
         concurrency=spec.concurrency,
         prefetch_multiplier=spec.prefetch or 1,
-        queues=[settings.queue(name).actual for name in spec.queues] or None,
+        queues=[settings.queue(name).actual for name in spec.queues],
         time_limit=spec.time_limit_s,
         soft_time_limit=spec.soft_time_limit_s,
         task_events=False,

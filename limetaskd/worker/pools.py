@@ -48,6 +48,11 @@ class Children(AsynPool):  # type: ignore[misc]
     # Set by the worker: whether the process `pid` has begun (or ended) the task last.
     begun: Callable[[int, str], bool] = staticmethod(lambda _pid, _task_id: False)
 
+    @property
+    def timers(self) -> dict[Callable[[], Any], float]:
+        """A death whose signal was missed is noticed within a second; Celery takes five."""
+        return {self.maintain_pool: 1.0}
+
     def on_partial_read(self, job: Any, proc: Any) -> None:
         """The child died. Its word that it begins may be lost with it: then Celery runs the task once more."""
         if job._accepted or not job.correlation_id or not self.begun(proc.pid, job.correlation_id):
@@ -99,9 +104,9 @@ class Threads(CeleryThreads):  # type: ignore[misc]
             result.f.add_done_callback(lambda future: self._waiting.pop(future, None))
         return result
 
-    def take_back(self) -> list[Any]:
-        """The requests that had not started; they never will."""
-        return [request for future, request in list(self._waiting.items()) if future.cancel()]
+    def take_back(self, of: Callable[[Any], bool]) -> list[Any]:
+        """The requests among `of` that had not started; they never will."""
+        return [request for future, request in list(self._waiting.items()) if of(request) and future.cancel()]
 
 
 class Solo(CelerySolo):  # type: ignore[misc]

@@ -16,8 +16,10 @@ from celery.concurrency.solo import TaskPool as CelerySolo
 from celery.concurrency.thread import TaskPool as CeleryThreads
 from celery.worker.control import Panel
 
+from limetaskd.core.memory import private_bytes
 from limetaskd.worker import logs, pools, request
 from limetaskd.worker.consumer import Consumer
+from limetaskd.worker.endings import Endings
 from limetaskd.worker.records import FAILURE, Recorder, Tracer
 from limetaskd.worker.runtime import Runtime
 
@@ -38,7 +40,7 @@ class Gate(bootsteps.Step):  # type: ignore[misc]
         def gated(task_request: Any) -> None:
             if drain.requested:
                 drain.held.append(task_request)
-            else:
+            elif worker.endings.admit(task_request):
                 process_task(task_request)
 
         worker.process_task = gated
@@ -57,6 +59,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         self.lime = lime
         pools.Children.begun = staticmethod(lime.board.begun)
         self.recorder = Recorder(lime.settings)
+        self.endings = Endings(app, lime, self.recorder)
         app.steps["worker"].add(Gate)
         kwargs.setdefault("consumer_cls", Consumer)
         for key in ("pool", "pool_cls"):
@@ -65,9 +68,15 @@ class Worker(CeleryWorker):  # type: ignore[misc]
                 kwargs[key] = _POOLS.get(pool, pool)
         super().__init__(app=app, **kwargs)
         limits = (self.soft_time_limit, self.time_limit)
-        self.tracer = Tracer(self.recorder, lime.board, limits)
+        self.tracer = Tracer(self.recorder, lime.board, limits, lime.level.follow)
         signals.worker_process_init.connect(self._on_child, weak=False)
         signals.task_unknown.connect(self._on_unknown, weak=False)
+
+    def setup_queues(self, include: Any, exclude: Any = None) -> None:
+        """Celery takes an empty list for "all queues"; here it means that all of them are paused."""
+        if include is not None and not include:
+            self.app.amqp.queues._consume_from = {}
+        super().setup_queues(include, exclude)
 
     def setup_logging(self, _colorize: Any = None) -> bool:
         """The logs are ours; a file or level of the command line was applied before, see handler.py."""
@@ -97,12 +106,14 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         # What is loaded now is shared by the pool children, and stays shared.
         gc.collect()
         gc.freeze()
-        request.install(self.app, self.lime, self.recorder)
+        request.install(self.app, self.lime, self.recorder, self.endings)
 
     def _on_child(self, **_kwargs: Any) -> None:
         """In each new pool child."""
         self.lime.drain.forget_signals()
-        self.lime.board.writer()
+        slot = self.lime.board.writer()
+        if slot is not None:
+            slot.weigh(private_bytes("self") or 0)
         self.tracer.wrap_all(self.app)
 
     def _on_unknown(self, message: Any = None, name: str = "", id: str = "", **_kwargs: Any) -> None:

@@ -11,12 +11,14 @@ import signal
 import time
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
+from limetaskd.core.board import BY_WORKER, BY_WORKER_DONE, TIME_LIMIT, Sentence, Slot
 from limetaskd.worker import logs
+from limetaskd.worker.endings import Endings
 from limetaskd.worker.records import FAILURE, SUCCESS, Recorder
 from limetaskd.worker.runtime import Runtime
 
@@ -28,40 +30,58 @@ def _unwrapped(exc_info: Any) -> BaseException:
     return error.exc if isinstance(error, ExceptionWithTraceback) else error  # type: ignore[no-any-return]
 
 
-def _kill_and_wait(pid: int) -> None:
-    """SIGKILL a pool child and wait until it is dead: what its slot says is final then."""
+def _kill_and_wait(pid: int) -> str | None:
+    """SIGKILL a pool child and wait until it is dead: what its slot says is final then.
+
+    How it had died by itself, unnoticed so far; None: it lived.
+    """
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
-        return
+        return None
     try:
+        dead = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if dead is not None:
+            kind = "exitcode" if dead.si_code == os.CLD_EXITED else "signal"
+            return f"Worker exited prematurely: {kind} {dead.si_status}."
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         deadline = time.monotonic() + _DEATH_S
         while time.monotonic() < deadline:
             # WNOWAIT: billiard reaps it.
             if os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                return
+                return None
             time.sleep(0.002)
     except (ProcessLookupError, ChildProcessError):
-        return
+        return None
     finally:
         os.close(descriptor)
+    return None
+
+
+def _lost_info(text: str) -> ExceptionInfo:
+    try:
+        raise WorkerLostError(text)
+    except WorkerLostError:
+        return ExceptionInfo()
 
 
 class RequestMixin:
-    """`runtime` and `recorder` are set by `install`."""
+    """`runtime`, `recorder` and `endings` are set by `install`."""
 
     runtime: Runtime
     recorder: Recorder
+    endings: Endings
     _recorded = False
     _redelivered = False
     _stored: Any = False
+    _died_first = False
 
     def record(self: Any, outcome: str | None, reason: str | None = None) -> None:
         """Write the record of this request, once."""
         if self._recorded:
             return
         self._recorded = True
+        self._settled_here()
         now = time.time()
         self.recorder.write(
             self.id,
@@ -73,15 +93,41 @@ class RequestMixin:
             reason=reason,
         )
 
+    def _settled_here(self: Any) -> None:
+        """A dead child's slot goes on naming the task: the daemon must not deal with it once more."""
+        board = self.runtime.board
+        slot = board.running(self.worker_pid, self.id)
+        if slot is not None:
+            board.board.settle(slot, BY_WORKER_DONE)
+
+    def _sentence(self: Any) -> tuple[Slot | None, Sentence | None]:
+        board = self.runtime.board
+        slot = board.running(self.worker_pid, self.id)
+        return slot, None if slot is None else board.board.sentence(slot)
+
+    def _end_from_outside(self: Any, slot: Slot, reason: str) -> None:
+        """The daemon, or an operator through it, has ended the task: FAILURE, unless the daemon has said so already."""
+        worker_state.task_ready(self)
+        if self.runtime.board.board.settle(slot, BY_WORKER):
+            if self._stored_success():  # the kill came between its result and its record
+                self.record(SUCCESS)
+                self.acknowledge()
+                return
+            self.endings.fail(self, reason, ended_text(reason, self.task.name))
+            self.record(FAILURE, reason)
+        self._recorded = True
+        self.acknowledge()
+
     def reject(self: Any, requeue: bool = False) -> None:
         if requeue and not self.acknowledged:
             self._redelivered = True
+            self._settled_here()
             self.runtime.event("task_redelivered", task_id=self.id, task_name=self.task.name)
         super().reject(requeue=requeue)  # type: ignore[misc]
 
     def _ended(self: Any) -> bool:
         """Whether the slot, which is dead now, had ended and recorded this task."""
-        return self.runtime.board.ended(self.worker_pid, self.id) or logs.was_recorded(self.id)
+        return self.runtime.board.ended(self.worker_pid, self.id) or logs.was_recorded(self.id, self.worker_pid)
 
     def _settle_ended(self: Any) -> None:
         """Its slot stored the result and recorded the end; only its word to us was lost."""
@@ -90,6 +136,8 @@ class RequestMixin:
         self.acknowledge()
 
     def on_timeout(self: Any, soft: bool, timeout: float) -> None:
+        if self._died_first:
+            return
         if soft or not self._recorded:
             super().on_timeout(soft, timeout)  # type: ignore[misc]
         if not soft and not self._redelivered:
@@ -104,12 +152,30 @@ class RequestMixin:
         if isinstance(error, TimeLimitExceeded):
             # Dead first: what its slot says is final then. on_timeout comes next and does the rest; Celery would
             # store the failure, and call the errbacks, in both.
-            _kill_and_wait(self.worker_pid)
+            death = _kill_and_wait(self.worker_pid)
+            slot, sentence = self._sentence()
             if self._ended():
                 self._settle_ended()
+            elif slot is not None and sentence is not None:
+                self._end_from_outside(slot, sentence.reason or TIME_LIMIT)
+            elif death is not None:
+                # It had not outlived its limit but died, and nobody had noticed.
+                self._died_first = True
+                self.on_failure(_lost_info(death))
             return
         if self._ended():
             self._settle_ended()
+            return
+        slot, sentence = self._sentence()
+        if slot is not None and sentence is not None and sentence.reason is not None:
+            self._end_from_outside(slot, sentence.reason)
+            return
+        if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt):
+            self.runtime.event(
+                "child_died", pid=self.worker_pid, exit=str(error) or type(error).__name__, task_id=self.id,
+                task_name=self.task.name, task_queue=slot.running.queue if slot and slot.running else None,
+            )  # fmt: skip
+        if self._goes_to_quarantine(error):
             return
         super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
         if self._redelivered or self._already_cancelled or self._already_revoked:
@@ -119,6 +185,23 @@ class RequestMixin:
         else:
             lost = isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt)
             self.record(FAILURE, "worker_lost" if lost else None)
+
+    def _goes_to_quarantine(self: Any, error: BaseException) -> bool:
+        """Count the death of a child that died by itself; True when it was one too many."""
+        died = isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt)
+        task = self.task
+        again = task.acks_late and task.reject_on_worker_lost and not task.retry_on_worker_lost
+        if not died or not again or self._already_cancelled or self._already_revoked or self._stored_success():
+            return False
+        deaths = self.endings.died(self, str(error) or type(error).__name__)
+        if not self.endings.hopeless(deaths) or not self.endings.quarantine(self, deaths):
+            return False
+        worker_state.task_ready(self)
+        self.acknowledge()
+        return True
+
+    def _stored_success(self: Any) -> bool:
+        return bool(super()._success_was_stored())  # type: ignore[misc]
 
     def _success_was_stored(self: Any) -> Any:
         # Twice: what the child sent right before its death may be served after our first question.
@@ -140,13 +223,19 @@ class RequestMixin:
             self.record(FAILURE, "operator" if terminated else "expired" if expired else "revoked")
 
 
-def install(app: Any, runtime: Runtime, recorder: Recorder) -> None:
+def ended_text(reason: str, name: str) -> str:
+    """For the caller, in words."""
+    return f"{name} was ended from outside ({reason})"
+
+
+def install(app: Any, runtime: Runtime, recorder: Recorder, endings: Endings) -> None:
     """Give every task of `app` a Request that records."""
     made: dict[Any, type] = {}
+    own = {"runtime": runtime, "recorder": recorder, "endings": endings}
     for task in app.tasks.values():
         base = symbol_by_name(task.Request)
         if issubclass(base, RequestMixin):
             continue
         if base not in made:
-            made[base] = type("Request", (RequestMixin, base), {"runtime": runtime, "recorder": recorder})
+            made[base] = type("Request", (RequestMixin, base), dict(own))
         task.Request = made[base]

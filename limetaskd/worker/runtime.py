@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import state as worker_state
 
+from limetaskd.core import revoked
 from limetaskd.core.channel import Command, Phase, Reply, State
 from limetaskd.core.redact import redact_text
 from limetaskd.core.settings import Settings
 from limetaskd.worker import logs
 from limetaskd.worker.drain import Drain
+from limetaskd.worker.level import Level
 from limetaskd.worker.link import Link
 from limetaskd.worker.scoreboard import Scoreboard
 
@@ -48,6 +53,14 @@ class Runtime:
         self.inbox: deque[Command] = deque()
         # Shrink commands that wait for slots to become idle, with the number still to go.
         self.shrinking: list[tuple[Command, int]] = []
+        # Queues whose consumer is being cancelled: the command, the actual name, the consumer tag.
+        self.cancelling: list[tuple[Command, str, str | None]] = []
+        self.level = Level(settings.log_level)
+        self.turned = time.monotonic()  # when the event loop last turned
+        self.waits: str | None = None  # what the event loop waits for and may wait long
+        self.revoked = self._read_revoked()
+        # Pool children to be replaced when they are idle, with the commands that asked for it.
+        self.retiring: dict[int, Command] = {}
         timeout_s = spec.shutdown_timeout_s if spec else settings.shutdown_timeout_s
         self.drain = Drain(timeout_s, self._on_drain)
         self.board = Scoreboard(spec.board if spec else None, spec.concurrency if spec else None)
@@ -57,6 +70,13 @@ class Runtime:
         self.link: Link | None = None
         if spec is not None:
             self.link = Link(spec.channel, self.state, self._on_command)
+
+    def _read_revoked(self) -> dict[str, float]:
+        try:
+            return revoked.read(self.settings.state_dir)
+        except (OSError, ValueError) as error:
+            logger.error("the revoked tasks cannot be read: %s", error)
+            return {}
 
     def state(self) -> State:
         """The full state, for the channel."""
@@ -70,12 +90,31 @@ class Runtime:
             active=len(worker_state.active_requests),
             reserved=len(worker_state.reserved_requests) + len(worker_state.scheduled_requests),
             concurrency=self.concurrency,
+            data={
+                "loop_age_s": round(time.monotonic() - self.turned, 3),
+                "pool": self.spec.pool_kind if self.spec else None,
+                # A copy in one step: the main thread adds to it.
+                "accepted": sum(list(worker_state.total_count.values())),
+                "waits": self.waits,
+            },
         )
+
+    @contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """Around a call in the event loop that may take long: the worker does not hang."""
+        self.waits = what
+        self.changed()
+        try:
+            yield
+        finally:
+            self.waits = None
+            self.turned = time.monotonic()
 
     @property
     def concurrency(self) -> int | None:
+        """Slots when all that was asked for is done: a shrink may wait for tasks to end."""
         try:
-            return int(self.pool.num_processes)
+            return int(self.pool.num_processes) - sum(count for _, count in self.shrinking)
         except AttributeError:  # not started yet, or already gone
             return self.spec.concurrency if self.spec else None
 
@@ -122,6 +161,27 @@ class Runtime:
         elif command.command == "drain":
             self.drain.request()
             self.reply(command)
+        elif command.command == "configure":
+            self._configure(command)
+        elif command.command == "revoke":
+            self.revoked[str(command.params.get("id"))] = time.time()
+            self.reply(command)
         else:
             self.inbox.append(command)
             os.eventfd_write(self.wake, 1)
+
+    def _configure(self, command: Command) -> None:
+        """Settings that take effect in place."""
+        timeout_s = command.params.get("shutdown_timeout_s", self.drain.timeout_s)
+        level = command.params.get("log_level")
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or timeout_s < 0:
+            self.reply(command, error="`shutdown_timeout_s` must be a number of seconds")
+            return
+        if level is not None:
+            try:
+                self.level.set(level)
+            except ValueError as error:
+                self.reply(command, error=str(error))
+                return
+        self.drain.timeout_s = float(timeout_s)
+        self.reply(command)

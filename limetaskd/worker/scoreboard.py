@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 
-from limetaskd.core.board import Board, SlotWriter, process_start_ticks
+from limetaskd.core.board import Board, Slot, SlotWriter, process_start_ticks
 
 logger = logging.getLogger(__name__)
 _SLOTS_BY_HAND = 256
@@ -94,3 +94,12 @@ class Scoreboard:
             and task_id[:64] in (slot.ended_id, slot.running.id if slot.running else None)
             for slot in self.board.read()
         )
+
+    def running(self, pid: int | None, task_id: str) -> Slot | None:
+        """The slot where that process (alive or dead) has begun this task and not ended it."""
+        if not pid:
+            return None
+        for slot in self.board.read():
+            if slot.pid == pid and slot.running is not None and slot.running.id == task_id[:64]:
+                return slot
+        return None

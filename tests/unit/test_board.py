@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
-from limetaskd.core.board import Board, process_start_ticks
+from limetaskd.core.board import (
+    BY_DAEMON,
+    BY_WORKER,
+    BY_WORKER_DONE,
+    MEMORY_LIMIT,
+    TIME_LIMIT,
+    Board,
+    process_start_ticks,
+)
 
 
 def test_a_slot_tells_what_runs_and_counts(tmp_path: Path) -> None:
@@ -75,3 +84,29 @@ def test_garbage_is_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError):
         Board.open(str(path))
+
+
+def test_a_sentence_belongs_to_one_task_and_is_settled_once(tmp_path: Path) -> None:
+    board = Board.create(str(tmp_path / "board"), 1)
+    other = Board.open(str(tmp_path / "board"))
+    writer = board.claim()
+    assert writer is not None
+    writer.begin("id-1", "a", "q", early_ack=True, latency_ms=7.0)
+    (slot,) = board.read()
+    assert slot.running is not None
+    assert (slot.running.early_ack, slot.running.latency_ms) == (True, 7.0)
+    assert board.sentence(slot) is None
+    assert other.condemn(slot, TIME_LIMIT)
+    assert not board.condemn(slot, MEMORY_LIMIT)
+    assert board.settle(slot, BY_WORKER)
+    assert not board.settle(slot, BY_WORKER)
+    assert other.settle(slot, BY_DAEMON)  # the worker died in between
+    assert not board.settle(slot, BY_WORKER_DONE)
+    sentence = board.sentence(slot)
+    assert sentence is not None
+    assert (sentence.reason, sentence.settled) == (TIME_LIMIT, BY_DAEMON)
+    writer.end(failed=False, latency_ms=None, duration_ms=1.0)
+    writer.begin("id-2", "b", "q")
+    (slot,) = board.read()
+    assert board.sentence(slot) is None
+    assert not other.settle(dataclasses.replace(slot, running=None), BY_DAEMON)

@@ -64,10 +64,9 @@ def test_what_is_not_there_yet_is_said() -> None:
     text = PAGE.read_text()
     rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
     said = {key for key, line in rows.items() if "not there yet" in line}
-    daemon = {".".join(("limetaskd", *map(str, path))) for path in unsupported.DAEMON | unsupported.LIMITS}
+    daemon = {".".join(("limetaskd", *map(str, path))) for path in unsupported.DAEMON}
     pools = {".".join((_POOL, *map(str, path))) for path in unsupported.POOL}
-    unused = {"limetaskd.limits.time_grace", "limetaskd.limits.sample_interval"}
-    assert said == daemon | pools | unused
+    assert said == daemon | pools
 
 
 def test_the_commands_that_are_to_come_are_named() -> None:

@@ -51,7 +51,6 @@ def test_text() -> None:
         "scheduled prefork 1 x 1 - / 10m - owner q_scheduled",
     ):
         assert expected in lines, expected
-    assert any(line.startswith("warning: ") and "memory_soft" in line for line in lines)
     assert any(line.startswith("warning: ") and "runs as root" in line for line in lines)
 
 
@@ -66,7 +65,7 @@ def test_document() -> None:
     assert document["beat_pool"] == "scheduled"
     assert document["control"] == {"endpoint": "ipc:///run/limetaskd/control.sock", "mode": "0660", "group": None}
     assert {queue["name"]: queue["pools"] for queue in document["queues"]}["q_asap"] == ["asap"]
-    assert len(document["warnings"]) == 2
+    assert len(document["warnings"]) == 1
 
 
 def test_no_secret_is_shown() -> None:

@@ -23,10 +23,18 @@ SUMMARIES = {
     "restart": "restart workers or pools, rolling",
     "scale": "change the task slots (or worker processes) of pools, live",
     "reload": "reread the configuration and apply what changed",
+    "pause": "stop consuming queues on this host",
+    "resume": "consume paused queues again",
+    "drain": "let the workers of a pool finish, and stop them",
+    "why": "the last scaling decisions of a pool",
     "tasks": "what runs now",
+    "kill": "end a task that runs, for good",
+    "revoke": "a task that waits will not run",
     "routes": "the routing table",
     "queues": "depth, consumers and oldest wait of the queues",
     "purge": "drop all waiting tasks of a queue",
+    "quarantine": "tasks that killed their workers: list, show, replay, drop",
+    "show": "post-mortems and history of a worker or pool",
     "logs": "the log of the daemon or of a worker",
     "events": "live stream of state changes, a JSON object a line",
     "upgrade": "replace the daemon's code by the installed one; the workers run on",
@@ -37,7 +45,7 @@ SUMMARIES = {
 
 # Names that are promised; typing one says so instead of "unknown".
 LATER = (
-    "pause", "resume", "drain", "kill", "revoke", "quarantine", "beat", "show", "why", "keys", "top",
+    "beat", "keys", "top",
     "health", "doctor",
 )  # fmt: skip
 

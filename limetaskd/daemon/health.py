@@ -1,0 +1,126 @@
+"""Finds workers that hang, dumps their stacks, kills and replaces them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+
+from limetaskd.core.board import process_state
+from limetaskd.core.channel import Phase
+from limetaskd.daemon.daemon import Daemon
+from limetaskd.daemon.incarnation import Incarnation
+from limetaskd.daemon.unit import Unit
+from limetaskd.policy.health import Signs, ailment
+
+log = logging.getLogger("limetaskd.health")
+
+DUMP_SIGNAL = signal.SIGUSR2  # see limetaskd/worker/main.py
+DUMP_S = 2.0
+DUMP_BYTES = 16 * 1024
+POLL_S = 0.1
+
+
+class Health:
+    """Judges each worker; `slots(incarnation)` reads its scoreboard."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._idle_since: dict[int, tuple[float, int | None]] = {}
+        self._suspected: dict[int, float] = {}  # when it was last heard at the first suspicion
+
+    def ailment(self, unit: Unit, incarnation: Incarnation, now: float) -> str | None:
+        """What is wrong with it, in words; None: nothing."""
+        report = incarnation.report
+        if report is None or not incarnation.launch.reports or incarnation.ending is not None:
+            return None
+        slots = incarnation.board.read() if incarnation.board is not None else []
+        own = [slot for slot in slots if slot.pid == incarnation.pid and slot.running is not None]
+        age = report.data.get("loop_age_s")
+        found = ailment(
+            Signs(
+                consumes=report.phase == Phase.CONSUMING,
+                silent_s=incarnation.silent_s(),
+                loop_age_s=float(age) if isinstance(age, int | float) else None,
+                stopped=process_state(incarnation.pid) == "T",
+                waits=bool(report.data.get("waits")),
+                runs_in_loop=bool(own) and report.data.get("pool") == "solo",
+                excused=incarnation.at_work(),
+                deaf_s=self._deaf_s(unit, incarnation, now),
+            )
+        )
+        if found is None or incarnation.hung():
+            self._suspected.pop(id(incarnation), None)
+            return found
+        # The scoreboard is of now and the report of some seconds ago: a task that ended in between makes a loop look
+        # old. The next report tells.
+        return found if incarnation.heard > self._suspected.setdefault(id(incarnation), incarnation.heard) else None
+
+    def _deaf_s(self, unit: Unit, incarnation: Incarnation, now: float) -> float:
+        """How long it has been idle, without any progress, while a queue that it consumes had messages."""
+        report = incarnation.report
+        key = id(incarnation)
+        if report is None or report.phase != Phase.CONSUMING or report.active or report.reserved:
+            self._idle_since.pop(key, None)
+            return 0.0
+        figures = self._daemon.broker_figures
+        up = bool((figures.get("broker") or {}).get("up"))
+        waiting = up and any(
+            figure.get("depth") and figure.get("name") in report.queues for figure in figures.get("queues", [])
+        )
+        done = report.data.get("accepted")
+        known = self._idle_since.get(key)
+        if not waiting or unit.current is not incarnation:
+            self._idle_since.pop(key, None)
+            return 0.0
+        if known is None or known[1] != done:
+            self._idle_since[key] = (now, done)
+            return 0.0
+        return now - known[0]
+
+    def excuse(self) -> None:
+        """The daemon itself did not run for a while: what was seen before proves nothing."""
+        self._idle_since.clear()
+        self._suspected.clear()
+
+
+async def dump(daemon: Daemon, unit: Unit, incarnation: Incarnation) -> str | None:
+    """Have main process and children write their stacks into the log; what they wrote, None: nothing."""
+    path = Path(daemon.paths.log(unit.name))
+    before = _size(path)
+    slots = incarnation.board.read() if incarnation.board is not None else []
+    pids = dict.fromkeys([incarnation.pid, *(slot.pid for slot in slots if slot.running is not None)])
+    asked = [pid for pid in pids if process_state(pid) not in "TZX"]
+    for pid in asked:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, DUMP_SIGNAL)
+    deadline = time.monotonic() + DUMP_S
+    size = before
+    while asked and time.monotonic() < deadline:
+        await asyncio.sleep(POLL_S)
+        now = _size(path)
+        if now == size > before:
+            break  # it has come to rest
+        size = now
+    return await asyncio.to_thread(_written, path, before) if asked else None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _written(path: Path, start: int) -> str | None:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            text = file.read(DUMP_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return None
+    return text or None

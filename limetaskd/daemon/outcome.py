@@ -1,0 +1,266 @@
+"""How a task ends that did not end by itself: sentence, kill, result, record. Exactly one record for each.
+
+The worker's main process does the rest when it can: it knows the whole message, with the errbacks and chords that
+hang on it. When it is frozen, dead, or runs the task itself, the daemon does it, with the agent for the result store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import select
+import signal
+import socket
+import time
+from typing import Any
+
+from limetaskd.core.board import BY_DAEMON, BY_NOBODY, BY_WORKER, WORKER_LOST, Slot, process_start_ticks, process_state
+from limetaskd.core.jsonlog import timestamp
+from limetaskd.daemon import postmortem
+from limetaskd.daemon.daemon import Daemon
+from limetaskd.daemon.incarnation import Incarnation
+from limetaskd.daemon.launch import AGENT
+from limetaskd.daemon.spawner import find
+from limetaskd.daemon.unit import Unit
+from limetaskd.errors import CommandError
+
+log = logging.getLogger("limetaskd.limits")
+execution = logging.getLogger("limetaskd.execution")
+execution.setLevel(logging.INFO)  # promised for every task, whatever level was chosen for the rest
+
+# What a main process that is awake gets to see that its child is dead and to deal with it.
+SETTLE_S = 5.0
+# One that has begun may wait for a slow result store.
+SETTLE_BEGUN_S = 60.0
+DEATH_S = 5.0
+POLL_S = 0.05
+AGENT_S = 15.0
+RETRY_S = 2.0
+RETRY_FOR_S = 600.0
+
+
+async def end_task(
+    daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str, **figures: Any
+) -> bool:
+    """Kill what runs the task of `slot`, for `reason`. False when it ended meanwhile, or somebody else does it."""
+    board, running = incarnation.board, slot.running
+    if board is None or running is None or not board.condemn(slot, reason):
+        return False
+    log.error(
+        "%s: task %s[%s] %s: its process %d is killed", unit.name, running.name, running.id, text, slot.pid,
+        extra={
+            "action": "task_killed", "worker": unit.name, "task_id": running.id, "task_name": running.name,
+            "reason": reason, "victim": slot.pid, **figures,
+        },
+    )  # fmt: skip
+    daemon.events.emit(
+        "task_killed", process=unit.name, pid=slot.pid, task_id=running.id, task_name=running.name,
+        task_queue=running.queue, reason=reason, **figures,
+    )  # fmt: skip
+    status = await asyncio.to_thread(postmortem.status_of, slot.pid)
+    report = postmortem.report(
+        daemon, unit.name, "task_killed", f"{reason}: {running.name} {text}", slot.pid,
+        tasks=[postmortem.task_of(running)], status=status, figures=figures, exit_text="killed by SIGKILL",
+    )  # fmt: skip
+    daemon.background(report)
+    if slot.pid == incarnation.pid:
+        return await _end_with_worker(daemon, unit, incarnation, slot, reason, text)
+    await _kill(slot.pid, slot.start_ticks)
+    ended = time.monotonic()
+    if not _still(incarnation, slot):
+        return False  # it had just ended, with its record
+    await _wait_for_worker(incarnation, slot)
+    if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
+        await finish(daemon, unit, slot, reason, text, ended)
+    return True
+
+
+def _still(incarnation: Incarnation, slot: Slot) -> bool:
+    """Whether the slot still says that this very task runs."""
+    now = incarnation.board.read_slot(slot.index) if incarnation.board is not None else slot
+    return now is not None and now.running is not None and slot.running is not None and (
+        now.running.started == slot.running.started and now.running.id == slot.running.id
+    )
+
+
+async def _kill(pid: int, start_ticks: int) -> None:
+    """SIGKILL of a pool child with all that descends from it; returns when it is dead."""
+    ref = await asyncio.to_thread(find, pid, start_ticks)
+    if ref is None:
+        return
+    try:
+        await asyncio.to_thread(ref.kill_tree)
+        await asyncio.to_thread(_wait_dead, ref.pidfd, DEATH_S)
+    finally:
+        ref.close()
+
+
+def _wait_dead(pidfd: int, timeout_s: float) -> bool:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return bool(poller.poll(timeout_s * 1000))
+
+
+async def _wait_for_worker(incarnation: Incarnation, slot: Slot) -> None:
+    """Until the main process has dealt with the death of its child, cannot any more, or takes too long."""
+    begin = time.monotonic()
+    while incarnation.alive and incarnation.board is not None:
+        sentence = incarnation.board.sentence(slot)
+        settled = sentence.settled if sentence is not None else BY_NOBODY
+        patience = SETTLE_BEGUN_S if settled == BY_WORKER else SETTLE_S
+        if settled == BY_NOBODY and process_state(incarnation.pid) == "T":
+            return
+        if settled not in (BY_NOBODY, BY_WORKER) or time.monotonic() - begin > patience:
+            return
+        await asyncio.sleep(POLL_S)
+
+
+async def _end_with_worker(
+    daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str
+) -> bool:
+    """The task runs in the main process (threads, solo): the tombstone first, then the whole worker goes."""
+    incarnation.ref.signal(signal.SIGSTOP)  # from here on it cannot end by itself
+    if not _still(incarnation, slot):
+        incarnation.ref.signal(signal.SIGCONT)
+        return False
+    incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
+    if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
+        await finish(daemon, unit, slot, reason, text)
+    await incarnation.kill()
+    return True
+
+
+async def finish(
+    daemon: Daemon, unit: Unit, slot: Slot, reason: str, text: str, ended: float | None = None
+) -> None:
+    """Tombstone, FAILURE and the record of a task that nobody else can finish. `ended`: monotonic s; None: now."""
+    running = slot.running
+    assert running is not None
+    params = {"id": running.id, "reason": reason, "text": f"{running.name}: {text}"}
+    outcome = "FAILURE"
+    try:
+        outcome = (await ask_agent(daemon, "end_task", params)).get("state", outcome)
+    except CommandError as error:
+        log.error("%s: the end of task %s is not stored yet: %s", unit.name, running.id, error)
+        daemon.background(_store_later(daemon, params))
+    record(daemon, slot, outcome, reason, ended or time.monotonic())
+
+
+def record(daemon: Daemon, slot: Slot, outcome: str, reason: str | None, ended: float | None) -> None:
+    """The execution record that the worker could not write. `ended`: monotonic s; None: not known."""
+    running = slot.running
+    assert running is not None
+    begin = running.started_monotonic
+    fields: dict[str, Any] = {
+        "task_id": running.id,
+        "task_name": running.name,
+        "task_queue": running.queue or None,
+        "task_user_id": running.user,
+        "task_latency_ms": running.latency_ms,
+        "task_duration_ms": round(max(0.0, ended - begin) * 1000, 3) if ended and begin else None,
+        "task_outcome": outcome,
+        "application": daemon.plan.settings.application,
+    }
+    if outcome == "FAILURE":
+        fields["task_failure_reason"] = reason
+    level, word = (logging.WARNING, "failed") if outcome == "FAILURE" else (logging.INFO, "succeeded")
+    execution.log(level, "task %s[%s] %s", running.name, running.id, word, extra=fields)
+
+
+async def ask_agent(daemon: Daemon, command: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Raises CommandError, with the reason."""
+    agent = daemon.units[AGENT].current
+    if agent is None or agent.connection is None:
+        raise CommandError("the agent that talks to the broker is not up: try again, see limetaskctl status")
+    return await agent.connection.call(command, params, AGENT_S)
+
+
+async def _store_later(daemon: Daemon, params: dict[str, Any]) -> None:
+    deadline = time.monotonic() + RETRY_FOR_S
+    while time.monotonic() < deadline:
+        await asyncio.sleep(RETRY_S)
+        try:
+            await ask_agent(daemon, "end_task", params)
+        except CommandError as error:
+            log.debug("the end of task %s is still not stored: %s", params["id"], error)
+        else:
+            return
+    log.error("the end of task %s could not be stored: whoever waits for its result waits on", params["id"])
+
+
+async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str) -> None:
+    """After the death of a main process: what its scoreboard says of the tasks that ran; then the board goes.
+
+    Own deaths count against a task; our stops, rolls and drains do not.
+    """
+    board = incarnation.board
+    if board is None:
+        return
+    try:
+        await _children_dead(incarnation)
+        by_itself = incarnation.ending is None and incarnation.ended_for is None
+        deaths: dict[str, tuple[Slot, dict[str, Any] | None]] = {}
+        tasks = []
+        for slot in board.read():
+            running, sentence = slot.running, board.sentence(slot)
+            # A main process that hung by itself took its children along: only what ran in it has a part in that.
+            own = by_itself and (incarnation.hung_for is None or slot.pid == incarnation.pid)
+            if running is None or (sentence is not None and sentence.settled not in (BY_NOBODY, BY_WORKER)):
+                continue
+            if not board.settle(slot, BY_DAEMON):
+                continue
+            tasks.append(postmortem.task_of(running))
+            reason = sentence.reason if sentence is not None else None
+            if reason is not None or running.early_ack:
+                await finish(daemon, unit, slot, reason or WORKER_LOST, f"its worker died ({how})")
+                continue
+            daemon.events.emit(
+                "task_redelivered", process=unit.name, task_id=running.id, task_name=running.name, reason=how
+            )
+            death = {"at": timestamp(time.time()), "host": socket.gethostname(), "worker": unit.name, "by": how}
+            deaths[running.id] = (slot, death if own else None)
+        if by_itself and incarnation.hung_for is None:
+            said = incarnation.report.reason if incarnation.report is not None else None
+            why = f"{how}: {said}" if said else how
+            await postmortem.report(daemon, unit.name, "crash", why, incarnation.pid, tasks=tasks, exit_text=how)
+        if deaths:
+            await _count(daemon, unit, deaths)
+    finally:
+        incarnation.forget()
+
+
+async def _count(daemon: Daemon, unit: Unit, deaths: dict[str, tuple[Slot, dict[str, Any] | None]]) -> None:
+    """Count the deaths under tasks; those that had stored their result, and died before their record, get that here."""
+    params = {"deaths": [{"id": task_id, "death": death} for task_id, (_, death) in deaths.items()]}
+    deadline = time.monotonic() + RETRY_FOR_S
+    while True:
+        try:
+            reply = await ask_agent(daemon, "count_deaths", params)
+            break
+        except CommandError as error:
+            if time.monotonic() > deadline:
+                log.error("the deaths under %s could not be counted: %s", list(deaths), error)
+                return
+            await asyncio.sleep(RETRY_S)
+    counts = reply.get("counts") or {}
+    if counts:
+        log.warning("workers died under tasks, deaths so far: %s", counts, extra={"action": "task_deaths"})
+    for task_id in reply.get("done") or ():
+        slot = deaths[task_id][0]
+        if not await asyncio.to_thread(postmortem.was_recorded, daemon.paths.log(unit.name), task_id):
+            record(daemon, slot, "SUCCESS", None, None)
+
+
+async def _children_dead(incarnation: Incarnation) -> None:
+    """Pool children die with their main process, a moment later; what they did in that moment counts."""
+    board = incarnation.board
+    deadline = time.monotonic() + DEATH_S
+    while board is not None and time.monotonic() < deadline:
+        alive = [
+            slot.pid
+            for slot in board.read()
+            if process_start_ticks(slot.pid) == slot.start_ticks and process_state(slot.pid) not in "ZX"
+        ]
+        if not alive:
+            return
+        await asyncio.sleep(POLL_S)

@@ -1,0 +1,129 @@
+"""What the worker's main process does with a task that will not run again: result, tombstone, quarantine, answer.
+
+`Endings` also looks at each message that the broker delivers again, before it is run: a task that has ended for good is
+acknowledged, one under which too many workers died goes to quarantine, whatever host saw that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import signals
+from celery.utils.nodenames import gethostname
+from celery.worker import state as worker_state
+
+from limetaskd.core.board import WORKER_LOST
+from limetaskd.core.jsonlog import timestamp
+from limetaskd.tasks.errors import killed_error
+from limetaskd.tasks.marks import Marks
+from limetaskd.worker.quarantine import send_to_quarantine
+from limetaskd.worker.records import FAILURE, Recorder
+from limetaskd.worker.runtime import Runtime, one_line
+
+logger = logging.getLogger(__name__)
+
+
+class Endings:
+    """Of one worker. Made when its app is known."""
+
+    def __init__(self, app: Any, runtime: Runtime, recorder: Recorder) -> None:
+        self._app = app
+        self._runtime = runtime
+        self._recorder = recorder
+        self._marks: Marks | None = None
+
+    @property
+    def marks(self) -> Marks:
+        if self._marks is None:
+            self._marks = Marks(self._app.backend, self._runtime.settings.cluster.key_prefix)
+        return self._marks
+
+    def fail(self, request: Any, reason: str, text: str) -> None:
+        """Store FAILURE for good, with the errbacks and chords that hang on it; the caller is answered."""
+        with self._runtime.waiting_for("the result store"):
+            self._fail(request, reason, text)
+
+    def _fail(self, request: Any, reason: str, text: str) -> None:
+        error = killed_error(reason, text)
+        self.marks.end(request.id, reason)
+        try:
+            raise error
+        except Exception as raised:  # noqa: BLE001  only to give it a traceback
+            info = ExceptionInfo()
+            traceback = raised.__traceback__
+        try:
+            request.task.backend.mark_as_failure(
+                request.id, error, request=request._context, store_result=request.store_errors
+            )
+            request.task.on_failure(error, request.id, request.args, request.kwargs, info)
+            signals.task_failure.send(
+                sender=request.task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs,
+                traceback=traceback, einfo=info,
+            )  # fmt: skip
+        except Exception:
+            # The store is away, or a hook of the task is broken. The task has ended all the same.
+            logger.exception("the FAILURE of task %s could not be stored", request.id)
+
+    def died(self, request: Any, text: str) -> list[dict[str, Any]]:
+        """Count one more worker that died under this task; every death that is known."""
+        death = {
+            "at": timestamp(time.time()), "host": gethostname(), "by": text,
+            "worker": self._runtime.name,
+        }  # fmt: skip
+        with self._runtime.waiting_for("the result store"):
+            return self.marks.died(request.id, death)
+
+    def hopeless(self, deaths: list[dict[str, Any]]) -> bool:
+        return len(deaths) >= self._runtime.settings.max_deliveries
+
+    def quarantine(self, request: Any, deaths: list[dict[str, Any]]) -> bool:
+        """Away with the message, whole. False when the broker did not confirm it: then it stays where it is."""
+        queue = self._recorder.queue_of({**request.request_dict, "delivery_info": request.delivery_info}) or ""
+        timeout_s = self._runtime.settings.publish_timeout_s
+        try:
+            with self._runtime.waiting_for("the broker"):
+                name = send_to_quarantine(self._app, request, queue, deaths, timeout_s)
+        except Exception as error:
+            logger.exception("task %s could not be put into quarantine", request.id)
+            self._runtime.event("quarantine_failed", task_id=request.id, reason=one_line(error))
+            return False
+        text = f"{len(deaths)} workers died while they ran it: it is in {name}"
+        self.fail(request, WORKER_LOST, text)
+        request.record(FAILURE, WORKER_LOST)
+        logger.error(
+            "task %s[%s]: %s", request.task.name, request.id, text,
+            extra={"action": "quarantined", "task_id": request.id, "task_name": request.task.name, "queue": name},
+        )  # fmt: skip
+        self._runtime.event(
+            "task_quarantined", task_id=request.id, task_name=request.task.name, queue=name, deaths=len(deaths)
+        )
+        return True
+
+    def admit(self, request: Any) -> bool:
+        """Whether a request may run now. One that may not is settled with the broker here."""
+        if request.id in self._runtime.revoked:
+            worker_state.revoked.add(request.id)
+            if request.revoked():  # stores REVOKED, acknowledges, and records
+                worker_state.task_ready(request)
+                return False
+        if not (request.delivery_info or {}).get("redelivered"):
+            return True
+        with self._runtime.waiting_for("the result store"):
+            marked = self.marks.look(request.id)
+        if marked.ended is not None:
+            logger.warning(
+                "task %s[%s] has ended before (%s): its message came again and is dropped",
+                request.task.name, request.id, marked.ended,
+                extra={"action": "ended_before", "task_id": request.id, "task_name": request.task.name},
+            )  # fmt: skip
+            self._runtime.event("task_dropped", task_id=request.id, task_name=request.task.name, reason=marked.ended)
+            request._recorded = True  # by whoever ended it
+        elif not (request.task.acks_late and self.hopeless(marked.deaths) and self.quarantine(request, marked.deaths)):
+            return True
+        worker_state.task_ready(request)
+        request.acknowledge()
+        return False
+
