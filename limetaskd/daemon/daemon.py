@@ -356,7 +356,9 @@ class Daemon:
         ref = await self._fork(unit, launch) if launch.forkable else None
         origin = EXEC if ref is None else FORK
         if ref is None:
-            ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path)
+            # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
+            protected = unit.kind == "broker"
+            ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path, protected=protected)
         return self._incarnation(unit, launch, generation, ref, board, origin)
 
     async def _fork(self, unit: Unit, launch: Launch) -> ProcessRef | None:
