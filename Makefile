@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 export PYTHON
 PYTEST_ARGS ?=
+# The tests wait more than they compute; a file stays in one process, so that its brokers and daemons do.
+PARALLEL ?= -n 3 --dist loadfile
 
 .PHONY: help venv demo test check test-unit brokers clean
 
@@ -41,7 +43,7 @@ check: venv ## ruff, mypy --strict, import-linter
 
 test: venv brokers ## All checks and all tests; as root it installs RabbitMQ and Redis when they are missing
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest tests/unit tests/integration --durations=15 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit tests/integration $(PARALLEL) --durations=15 $(PYTEST_ARGS)
 
 test-unit: venv ## The tests that need no server
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)

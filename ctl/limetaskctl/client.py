@@ -22,6 +22,7 @@ import zmq
 from limetaskctl import protocol
 from limetaskctl.endpoint import path_of
 from limetaskctl.errors import RefusedError, ReplyError, StillWaitingError, UnreachableError
+from limetaskctl.identity import identity
 
 HANDSHAKE_S = 10.0
 _PROBE_S = 0.9
@@ -82,7 +83,7 @@ class Client:
         """
         self._last_id += 1
         request_id = self._last_id
-        frame = protocol.encode_request(request_id, method, params)
+        frame = protocol.encode_request(request_id, method, params, identity())
         now = time.monotonic()
         deadline = None if timeout_s is None else now + timeout_s
         handshake_s = HANDSHAKE_S if timeout_s is None else min(HANDSHAKE_S, timeout_s)

@@ -164,19 +164,25 @@ def _arguments(command: str, given: list[str], ask: Ask, endpoint: str | None) -
     if command in {"start", "stop", "restart"}:
         found = [*_pools(ask, endpoint), *_workers(ask, endpoint)]
         yield from (item for item in found if item[0] not in names)
+    elif command in {"pause", "resume"}:
+        yield from (item for item in _queues(ask, endpoint) if item[0] not in names)
     elif command == "scale":
         yield from ((f"{name}=", about) for name, about in _pools(ask, endpoint))
     elif names:
         return
-    elif command == "status":
+    elif command in {"status", "drain", "why"}:
         yield from _pools(ask, endpoint)
     elif command == "logs":
         yield from _workers(ask, endpoint)
     elif command == "purge":
-        for queue in _ask(ask, "queues", "queues", endpoint):
-            yield str(queue.get("name")), "queue"
+        yield from _queues(ask, endpoint)
     elif command == "completion":
         yield from ((shell, "") for shell in _SCRIPTS)
+
+
+def _queues(ask: Ask, endpoint: str | None) -> Iterator[tuple[str, str]]:
+    for queue in _ask(ask, "queues", "queues", endpoint):
+        yield str(queue.get("name")), "queue"
 
 
 def _pools(ask: Ask, endpoint: str | None) -> Iterator[tuple[str, str]]:

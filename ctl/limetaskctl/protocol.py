@@ -31,9 +31,13 @@ class Response(NamedTuple):
     error_message: str = ""
 
 
-def encode_request(request_id: int, method: str, params: dict[str, Any]) -> bytes:
-    """One request frame. Raises UsageError when it is larger than a frame may be."""
-    document = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+def encode_request(
+    request_id: int, method: str, params: dict[str, Any], client: dict[str, Any] | None = None
+) -> bytes:
+    """One request frame; `client`: who asks, for the audit log. Raises UsageError when it is too large for a frame."""
+    document: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": method, "params": params}
+    if client is not None:
+        document["client"] = client
     frame = json.dumps(document, separators=(",", ":")).encode()
     if len(frame) > MAX_BYTES:
         raise UsageError(f"the command has {len(frame)} bytes, more than the {MAX_BYTES} of one request")

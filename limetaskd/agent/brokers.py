@@ -48,6 +48,9 @@ class Broker(Protocol):
     def purge(self, name: str) -> int:
         """Drop what waits in a queue; returns how many messages. Raises CommandError when there is no such queue."""
 
+    def unacknowledged(self, name: str) -> int | None:
+        """How many messages of a queue consumers hold, wherever they are; None: the broker does not tell."""
+
     def close(self) -> None: ...
 
 
@@ -139,6 +142,9 @@ class RabbitMQ(_Connected):
     def restore(self) -> int:
         return 0
 
+    def unacknowledged(self, _name: str) -> int | None:
+        return None  # the protocol does not say; the daemon asks its own workers
+
     def purge(self, name: str) -> int:
         try:
             return int(self._channel(name).queue_purge(name))
@@ -174,6 +180,12 @@ class Redis(_Connected):
     def restore(self) -> int:
         try:
             return int(self._channel.restore_dead())
+        except self.gone as error:
+            raise away(error) from error
+
+    def unacknowledged(self, name: str) -> int | None:
+        try:
+            return int(self._channel.held(name))
         except self.gone as error:
             raise away(error) from error
 

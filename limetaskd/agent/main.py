@@ -6,8 +6,9 @@ It reports State with `data`:
      "queues": [{"name": actual, "depth": int | null, "consumers": int | null, "oldest_wait_s": float | null}]}
 
 and knows the commands of `results.py`, `quarantine` (see `quarantine.py`), `restore` {} -> {"restored": n}, `purge`
-{"queue": actual} -> {"purged": n}, `settings` {} (read the settings file again), `reopen` {} (its log file) and
-`drain` {} (exit 0).
+{"queue": actual} -> {"purged": n}, `look` {"queue": actual} -> {"depth": int | null, "unacknowledged": int | null}
+(asked right then), `settings` {} (read the settings file again), `configure` {"log_level"}, `reopen` {} (its log file)
+and `drain` {} (exit 0).
 """
 
 from __future__ import annotations
@@ -96,6 +97,9 @@ class Agent:
                 answer(None, f"the log file cannot be opened again: {error}")
             else:
                 answer({}, None)
+        elif command.command == "configure":
+            logs.set_level(str(command.params.get("log_level", "INFO")))
+            answer({}, None)
         else:
             self._watch.ask(command.command, command.params, answer)
 

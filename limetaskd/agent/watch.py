@@ -151,6 +151,11 @@ class Watch(threading.Thread):
         try:
             if command == "restore":
                 return {"restored": self._restore(broker)}
+            if command == "look":
+                name = params.get("queue")
+                if not isinstance(name, str) or not name:
+                    raise CommandError("look needs the name of a queue")
+                return {"depth": broker.figures([name])[0].depth, "unacknowledged": broker.unacknowledged(name)}
             if command == "purge":
                 name = params.get("queue")
                 if not isinstance(name, str) or not name:

@@ -76,6 +76,8 @@ class Beat:
                 logs.reopen_all()
             except OSError as failure:
                 error = f"cannot open the log file: {failure}"
+        elif command.command == "configure":
+            logs.set_level(str(command.params.get("log_level", "INFO")))
         else:
             error = f"unknown command {command.command!r}"
         self.link.reply(Reply(command.id, error))

@@ -82,6 +82,8 @@ def _check_slots(path: Path, pool: PoolConfig, models: Models, report: Report) -
                 f"a solo worker runs one task at a time: set workers: {own}, and leave concurrency out",
                 own,
             )
+        if pool.autoscale is not None:
+            report.error((*path, "autoscale"), "a solo worker runs one task at a time: use prefork")
         return
     if isinstance(concurrency, int) and pool.workers > concurrency:
         where = "its concurrency" if own is not None else "limetaskd.concurrency"
@@ -92,8 +94,18 @@ def _check_slots(path: Path, pool: PoolConfig, models: Models, report: Report) -
             pool.workers,
         )
     scale = pool.autoscale
-    if scale is not None and scale.min > scale.max:
+    if scale is None:
+        return
+    if scale.min > scale.max:
         report.error((*path, "autoscale", "min"), f"must not be above max ({scale.max})", scale.min)
+    elif scale.min < pool.workers:
+        report.error(
+            (*path, "autoscale", "min"),
+            f"must not be below workers ({pool.workers}): it counts the slots of the whole pool",
+            scale.min,
+        )
+    if pool.pool != "prefork":
+        report.error((*path, "autoscale"), f"the slots of a {pool.pool} pool are fixed at its start: use prefork")
 
 
 def _check_memory(path: Path, given: LimitsConfig, limits: LimitsConfig, report: Report) -> None:

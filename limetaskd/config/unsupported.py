@@ -38,7 +38,6 @@ POOL: dict[Path, Unsupported] = {
     ("pool",): Unsupported(
         f"swarm is {_NOT_AVAILABLE}: use prefork, threads or solo", fatal=True, when=lambda value: value == "swarm"
     ),
-    ("autoscale",): Unsupported(f"autoscale does nothing: {_NOT_ENFORCED}"),
 }
 
 

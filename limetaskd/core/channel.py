@@ -11,9 +11,10 @@ connection, at each change and every `REPORT_INTERVAL_S`, never a difference, so
     process -> daemon   {"v": 1, "type": "event", "event": "name", "fields": {...}}
 
 Commands a worker knows: `drain` (cancel consumers, finish what runs, exit 0), `grow`/`shrink` {"slots": n}, `retire`
-{"pid"} (a pool child, replaced after its task), `reopen` (its log file), `consume`/`cancel` {"queue": configured name},
-`revoke` {"id"} of a task. A beat knows `drain`, `reopen`. The agent: `reopen`, `restore`, `purge`, `ready` and more;
-see `limetaskd/agent`.
+{"pid"} (a pool child, replaced after its task), `revoke` {"id"} of a task, `reopen` (its log file), `configure`
+{"log_level", "shutdown_timeout_s"}, and about {"queue": configured or actual name} `consume`, `cancel` (what had not
+begun goes back to the broker) and `held` -> {"held": n}. A beat knows `drain`, `reopen`, `configure` {"log_level"}. The
+agent: see `limetaskd/agent`.
 """
 
 from __future__ import annotations

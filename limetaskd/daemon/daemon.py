@@ -15,6 +15,8 @@ from limetaskd.core.accepted import Accepted
 from limetaskd.core.board import Board, process_start_ticks
 from limetaskd.core.channel import Event, State
 from limetaskd.daemon import embedded, engine, files, gather, orphans
+from limetaskd.daemon.audit import Audit
+from limetaskd.daemon.autoscaling import Autoscaling
 from limetaskd.daemon.channel import ChannelServer, Connection
 from limetaskd.daemon.events import EventBus
 from limetaskd.daemon.incarnation import ADOPTED, EXEC, FORK, Incarnation, Launch, launch_environment
@@ -32,6 +34,7 @@ from limetaskd.daemon.launch import (
 from limetaskd.daemon.logpump import LogPump
 from limetaskd.daemon.pools import Scales
 from limetaskd.daemon.spawner import ProcessRef, become_subreaper, find, forked, reap_strangers, spawn
+from limetaskd.daemon.steering import Steering
 from limetaskd.daemon.succession import Memory, boot_id
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError, LimetaskError
@@ -53,6 +56,7 @@ MEMORY_PAUSE_S = 0.2
 IMAGE_PATIENCE_S = 60.0
 FORK_TIMEOUT_S = 10.0
 STRANGER_STOP_S = 600.0
+CLOSE_S = 5.0
 ACCOUNTS_S = 15.0  # at a stop, for what is left to say of tasks that were killed
 
 
@@ -66,6 +70,9 @@ class Daemon:
         self.events = EventBus()
         self.groups = engine.Groups()
         self.scales = Scales()
+        self.steering = Steering(self)
+        self.autoscaling = Autoscaling(self)
+        self.audit = Audit(self.paths.audit, self.events)
         self.units: dict[str, Unit] = {}
         self.generation = 1  # of the accepted configuration
         self.state = "starting"
@@ -138,7 +145,9 @@ class Daemon:
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
         await self.load_scales()
         memory = await self._load_memory()
+        await self.steering.load()
         await self.write_settings()
+        await self.write_accepted()
         self.channel.start()
         found = await asyncio.to_thread(orphans.find_all, self.paths)
         if self.plan.embedded:
@@ -171,6 +180,8 @@ class Daemon:
             )
             self._xmlrpc.start()
         self._tick_task = self.background(self._tick())
+        self.background(self.steering.watch())
+        self.background(self.autoscaling.run())
 
     def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]:
         """Run a coroutine beside the rest; its failure is logged, unless the caller looks (`report` False)."""
@@ -262,9 +273,13 @@ class Daemon:
         await image.started()
 
     async def write_settings(self) -> None:
-        """What workers and senders read: the settings (secret) and the accepted routing (public)."""
+        """What workers read when they start: the settings (secret)."""
+        text = self.steering.settings().to_json()
+        await asyncio.to_thread(files.write_atomically, self.paths.settings, text, 0o600)
+
+    async def write_accepted(self) -> None:
+        """What senders follow: the accepted routing (public)."""
         accepted = Accepted.of(self.plan.settings, self.generation)
-        await asyncio.to_thread(files.write_atomically, self.paths.settings, self.plan.settings.to_json(), 0o600)
         await asyncio.to_thread(files.write_atomically, self.paths.accepted, accepted.to_json(), 0o644)
 
     async def _start_broker(self) -> None:
@@ -308,7 +323,7 @@ class Daemon:
         """Make the unit of worker `index`; its launches always follow the plan of that moment."""
         return self._add(
             f"{pool}:{index}", "worker",
-            lambda generation: worker_launch(self.plan, self.pool(pool), index, generation),
+            lambda generation: worker_launch(self.plan, self.steering.for_launch(self.pool(pool)), index, generation),
         )  # fmt: skip
 
     def add_beat(self, pool: str) -> Unit:
@@ -437,6 +452,7 @@ class Daemon:
             self._dismiss_strangers()
             return
         unit.reported(incarnation, connection, state)
+        self.steering.reported(unit, incarnation)
         if unit.kind == "agent":
             self.broker_figures = state.data
 
@@ -538,6 +554,9 @@ class Daemon:
         await self.channel.close()
         for task in list(self._tasks):
             task.cancel()
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=CLOSE_S)  # what an action still has to say is recorded
+        await asyncio.to_thread(self.audit.close)
 
     # In words.
 

@@ -45,6 +45,7 @@ class Launch:
     nice: int | None = None
     forkable: bool = False  # an image may fork it: it needs nothing that must be there before the imports
     silence_matters: bool = True  # it reports every few seconds, so its silence means that it hangs
+    queues: tuple[str, ...] | None = None  # actual names that a worker begins with; None: not known
 
 
 EXEC, FORK, ADOPTED = "exec", "fork", "adopted"
@@ -70,6 +71,14 @@ class Incarnation:
     ending: asyncio.Task[Exit] | None = None
     hung_for: str | None = None  # why we kill it as hung
     ended_for: str | None = None  # why we kill it, when that is no fault of the worker (a limit, an operator)
+    # What it was told in place, see steering.py and slots.py.
+    steering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    queues: tuple[str, ...] | None = None
+    told: dict[str, Any] | None = None
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        self.queues = self.launch.queues
 
     @property
     def pid(self) -> int:

@@ -75,6 +75,14 @@ class Paths:
         return self._under(self.state_dir, "beat.json")
 
     @property
+    def queues(self) -> str:
+        return self._under(self.state_dir, "queues.json")
+
+    @property
+    def audit(self) -> str:
+        return self._under(self.logs, "audit.log")
+
+    @property
     def scale(self) -> str:
         return self._under(self.state_dir, "scale.json")
 
@@ -138,7 +146,7 @@ def worker_launch(plan: Plan, pool: PoolPlan, index: int, generation: int) -> La
     paths = paths_of(plan)
     name = f"{pool.name}:{index}"
     document: dict[str, object] = {
-        "queues": pool.queues, "kind": pool.kind, "prefetch": pool.prefetch, "env": pool.env, "nice": pool.nice,
+        "kind": pool.kind, "prefetch": pool.prefetch, "env": pool.env, "nice": pool.nice,
         "limits": [pool.time_limit_s, pool.soft_time_limit_s],
     }  # fmt: skip
     spec = ProcessSpec(
@@ -161,7 +169,13 @@ def worker_launch(plan: Plan, pool: PoolPlan, index: int, generation: int) -> La
         record=paths.record(name, generation),
         fingerprint=_fingerprint(plan, document),
     )
-    return _launch(spec, pool.env, pool.nice, plan.python)
+    launch = _launch(spec, pool.env, pool.nice, plan.python)
+    most = pool.autoscale.max if pool.autoscale is not None else pool.concurrency
+    return dataclasses.replace(
+        launch,
+        board_slots=max(launch.board_slots, 2 * most),
+        queues=tuple(plan.settings.queue(name).actual for name in pool.queues),
+    )
 
 
 def beat_launch(plan: Plan, pool_name: str, generation: int) -> Launch:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from limetaskd.config.load import load
 from limetaskd.daemon import privileges
+from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.control.server import ControlServer
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.guard import Guard
@@ -205,13 +206,18 @@ def handle_signals(daemon: Daemon) -> None:
     """Handlers only record and wake; the work happens in the loop."""
     loop = asyncio.get_running_loop()
 
+    def audited(name: str) -> None:
+        daemon.audit.record("shutdown", {"signal": name}, "done", by=Operator("signal"))
+
     def terminate() -> None:
+        audited("SIGTERM")
         if daemon.stop_requested.is_set():
             log.warning("a second signal: stopping at once", extra={"action": "stop_now"})
             daemon.stop_now.set()
         daemon.stop_requested.set()
 
     def quit_now() -> None:
+        audited("SIGQUIT")
         daemon.stop_now.set()
         daemon.stop_requested.set()
 

@@ -36,11 +36,21 @@ class Scales:
     """Operators' scales by pool name."""
 
     by_pool: dict[str, Scale] = field(default_factory=dict)
+    # Slots of autoscaled pools, as the autoscaler decided last; not saved.
+    automatic: dict[str, int] = field(default_factory=dict)
+
+    def fixed(self, name: str) -> bool:
+        """Whether an operator has set the slots of this pool: then it does not scale by itself."""
+        return self.by_pool.get(name, Scale()).concurrency is not None
 
     def apply(self, pool: PoolPlan) -> PoolPlan:
         scale = self.by_pool.get(pool.name, Scale())
         workers = scale.workers or pool.workers
-        concurrency = scale.concurrency or pool.concurrency
+        configured = pool.concurrency
+        if pool.autoscale is not None:
+            bounds = pool.autoscale
+            configured = min(max(self.automatic.get(pool.name, configured), bounds.min), bounds.max)
+        concurrency = scale.concurrency or configured
         return dataclasses.replace(pool, workers=workers, concurrency=max(concurrency, workers))
 
     def set(self, pool: PoolPlan, number: int | None, *, workers: bool, persist: bool) -> None:
@@ -64,12 +74,18 @@ class Scales:
 
     def after_reload(self, old: Plan, new: Plan) -> None:
         """Keep what was scaled, unless the file changed that very value or the pool is gone."""
+        self.automatic = {
+            name: slots
+            for name, slots in self.automatic.items()
+            if (pool := new.pool(name)) is not None and pool.autoscale is not None
+        }
         for name in list(self.by_pool):
             before, after, scale = old.pool(name), new.pool(name), self.by_pool[name]
             if before is None or after is None:
                 del self.by_pool[name]
                 continue
-            if before.concurrency != after.concurrency:
+            # A share of the CPUs changes with the other pools: nobody has changed this value in the file.
+            if before.concurrency != after.concurrency and not (before.shared and after.shared):
                 scale = dataclasses.replace(scale, concurrency=None)
             if before.workers != after.workers:
                 scale = dataclasses.replace(scale, workers=None)

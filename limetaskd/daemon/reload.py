@@ -9,7 +9,8 @@ import os
 from typing import Any
 
 from limetaskd.config.load import load
-from limetaskd.daemon import engine, scaling
+from limetaskd.daemon import engine, preview, scaling
+from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.gather import roll
 from limetaskd.daemon.launch import AGENT
@@ -33,7 +34,7 @@ async def reload_on_request(daemon: Daemon) -> None:
         daemon.reload_requested.clear()
         try:
             daemon.require_running()
-            await reload(daemon)
+            await daemon.audit.carry_out(Operator("signal"), "reload", {"signal": "SIGHUP"}, reload(daemon))
         except (LimetaskError, OSError) as error:
             log.error("reload failed: %s", error, extra={"action": "reload_failed"})
 
@@ -57,11 +58,16 @@ async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
                 daemon.events.emit("reload_refused", problems=error.problems)
             raise CommandError(message) from error
         difference = diff(daemon.plan, new)
+        by_fate = preview.workers(daemon, new, difference)
+        left = preview.waiting(daemon, new, difference)
+        details = [] if difference.empty else preview.lines(by_fate, left)
         answer: dict[str, Any] = {
             "changed": not difference.empty,
             "generation": daemon.generation,
-            "summary": render_diff(difference).splitlines(),
+            "summary": [*render_diff(difference).splitlines(), *details],
             "diff": difference.as_document(),
+            "workers": by_fate,
+            "waiting": left,
         }
         if only_plan:
             return answer
@@ -80,51 +86,68 @@ async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
 
 
 async def _apply(daemon: Daemon, new: Plan, difference: PlanDiff) -> None:
-    """New pools first, then the changed ones, one worker at a time; old ones drain last.
+    """What is new begins first; when all of it consumes, senders are told, and what is not wanted any more leaves.
 
-    Undone when a new pool or process does not become ready.
+    So each queue has a consumer at each moment, and nobody sends to a queue that never gets one. Undone when a new
+    pool or process does not become ready, or the broker refuses a queue.
     """
-    old = daemon.plan
-    scales_before = dict(daemon.scales.by_pool)
+    old, steering = daemon.plan, daemon.steering
+    scales_before, departing_before = dict(daemon.scales.by_pool), dict(steering.departing)
     # What only a new daemon can take stays as it is; `diff` says so to the operator.
     daemon.plan = keep_fixed(old, new)
     daemon.scales.after_reload(old, daemon.plan)
     daemon.generation += 1
-    added: list[str] = []
+    steering.begin_move(old, daemon.plan)
     try:
         await daemon.write_settings()
         if difference.settings:
             await daemon.refresh_image()
-        for name in difference.pools_added:
-            added.append(name)
-            pool = daemon.pool(name)
-            for index in range(pool.workers):
-                daemon.add_worker(name, index).start()
-            await asyncio.gather(*(unit.started() for unit in daemon.pool_units(name)))
-        for name in difference.rolled:
-            for unit in daemon.pool_units(name):
-                await _renew(daemon, unit)
-            await scaling.resize(daemon, daemon.pool(name))
-        for name in difference.in_place:
-            await scaling.resize(daemon, daemon.pool(name))
+        await _bring_up(daemon, difference)
     except (LimetaskError, OSError) as error:
-        await _undo(daemon, old, scales_before, added, difference)
+        steering.departing = departing_before
+        await _undo(daemon, old, scales_before, difference)
         message = f"the reload is undone, the old configuration goes on: {error}"
         daemon.last_reload_error = message
         raise CommandError(message) from error
+    await daemon.write_accepted()
+    steering.end_move()
     for name in difference.pools_removed:
         for unit in daemon.pool_units(name):
             scaling.retire(daemon, unit)
+    await _tell(daemon)
     await _move_beat(daemon, old, daemon.plan, difference)
     if old.logging != daemon.plan.logging:
         daemon.logs.change(daemon.plan.logging)
-    agent = daemon.units[AGENT].current
+        logging.getLogger().setLevel(daemon.plan.logging.level)
+
+
+async def _bring_up(daemon: Daemon, difference: PlanDiff) -> None:
+    """All that consumes more than before. Raises CommandError."""
+    for name in difference.pools_added:
+        pool = daemon.pool(name)
+        for index in range(pool.workers):
+            daemon.add_worker(name, index).start()
+        await asyncio.gather(*(unit.started() for unit in daemon.pool_units(name)))
+    await daemon.steering.settle()
+    for name in difference.rolled:
+        for unit in daemon.pool_units(name):
+            await _renew(daemon, unit)
+        scaling.leave(await scaling.resize(daemon, daemon.pool(name)))
+    for name in difference.in_place:
+        scaling.leave(await scaling.resize(daemon, daemon.pool(name)))
+
+
+async def _tell(daemon: Daemon) -> None:
+    """Pauses, queues that depart and the agent's list of queues; what fails here is tried again by itself."""
+    steering = daemon.steering
     try:
+        await steering.save()
+        await steering.settle()
+        agent = daemon.units[AGENT].current
         if agent is not None and agent.connection is not None:
             await agent.connection.call("settings", {}, AGENT_TIMEOUT_S)
     except CommandError as error:
-        # It reads them at its next start; until then its figures are of the old queues.
-        log.warning("the agent did not take the new settings: %s", error)
+        log.warning("after the reload: %s", error)
 
 
 async def _check_destination(new: Plan) -> None:
@@ -157,14 +180,14 @@ def keep_fixed(old: Plan, new: Plan) -> Plan:
     return dataclasses.replace(new, settings=settings, **{name: getattr(old, name) for name in fixed})
 
 
-async def _undo(
-    daemon: Daemon, old: Plan, scales: dict[str, Any], added: list[str], difference: PlanDiff
-) -> None:
+async def _undo(daemon: Daemon, old: Plan, scales: dict[str, Any], difference: PlanDiff) -> None:
     daemon.plan = old
     daemon.scales.by_pool = scales
     daemon.generation += 1
+    daemon.steering.end_move()
     await daemon.write_settings()
-    for name in added:
+    await daemon.write_accepted()
+    for name in difference.pools_added:
         for unit in [unit for unit in daemon.units.values() if unit.name.split(":")[0] == name]:
             scaling.retire(daemon, unit)
     try:
@@ -176,7 +199,8 @@ async def _undo(
             current = unit.current
             if current is not None and current.launch.fingerprint != unit.launch(unit.generation).fingerprint:
                 await _renew(daemon, unit)
-        await scaling.resize(daemon, daemon.pool(name))
+        scaling.leave(await scaling.resize(daemon, daemon.pool(name)))
+    await _tell(daemon)
 
 
 async def _move_beat(daemon: Daemon, old: Plan, new: Plan, difference: PlanDiff) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limetaskd.daemon import files
-from limetaskd.daemon.daemon import Daemon
-from limetaskd.daemon.unit import Unit
+from limetaskd.daemon.slots import have_slots, set_slots, wanted_slots
 from limetaskd.errors import CommandError
-from limetaskd.plan.model import PoolPlan
+
+if TYPE_CHECKING:
+    from limetaskd.daemon.daemon import Daemon
+    from limetaskd.daemon.unit import Unit
+    from limetaskd.plan.model import PoolPlan
 
 log = logging.getLogger("limetaskd.scaling")
 
 
 async def scale(daemon: Daemon, wanted: dict[str, int | None], workers: bool, persist: bool) -> list[dict[str, Any]]:
     """Set what operators want and bring the pools there. Raises CommandError, with the pools as they were."""
+    going: list[asyncio.Task[Any]] = []
     async with daemon.change_lock:
         before = copy.deepcopy(daemon.scales)
         try:
@@ -32,14 +36,17 @@ async def scale(daemon: Daemon, wanted: dict[str, int | None], workers: bool, pe
                     )
                 daemon.scales.set(plan, number, workers=workers, persist=persist)
             for name in wanted:
-                await resize(daemon, daemon.pool(name))
+                going += await resize(daemon, daemon.pool(name))
         except CommandError:
             daemon.scales = before
+            leave(going)
             for name in wanted:
                 if daemon.plan.pool(name) is not None:
-                    await resize(daemon, daemon.pool(name))
+                    leave(await resize(daemon, daemon.pool(name)))
             raise
         await asyncio.to_thread(files.write_atomically, daemon.paths.scale, daemon.scales.to_json())
+    # Not under the lock: a task may take hours, and meanwhile another change may be wanted.
+    await gone(going)
     changed = []
     for name in wanted:
         pool = daemon.pool(name)
@@ -55,20 +62,53 @@ async def scale(daemon: Daemon, wanted: dict[str, int | None], workers: bool, pe
     return changed
 
 
-async def resize(daemon: Daemon, pool: PoolPlan) -> None:
-    """Worker processes first, then the slots of each. Raises CommandError when a worker refuses or dies."""
+async def resize(daemon: Daemon, pool: PoolPlan) -> list[asyncio.Task[Any]]:
+    """Worker processes first, then the slots of each. Raises CommandError when a worker refuses or dies.
+
+    Returns what goes on: slots and workers that go when their tasks have ended. Nobody has to wait for it.
+    """
     present = daemon.pool_units(pool.name)
-    for index in range(len(present), pool.workers):
-        unit = daemon.add_worker(pool.name, index)
-        unit.start()
-        await unit.started()
+    known = {unit.name for unit in present}
+    for index in range(pool.workers):
+        if f"{pool.name}:{index}" not in known:
+            unit = daemon.add_worker(pool.name, index)
+            unit.start()
+            await unit.started()
     surplus = [unit for unit in present if int(unit.name.rsplit(":", 1)[1]) >= pool.workers]
     kept = [unit for unit in daemon.pool_units(pool.name) if unit not in surplus]
-    await asyncio.gather(*(set_slots(unit, pool, index) for index, unit in enumerate(kept)))
+    shrinking = [unit for unit in kept if _shrinks(unit, pool)]
+    going = [daemon.background(set_slots(unit, pool), report=False) for unit in shrinking]
+    await asyncio.gather(*(set_slots(unit, pool) for unit in kept if unit not in shrinking))
     for unit in surplus:
         retire(daemon, unit)
-    for unit in surplus:
-        await unit.stopped()
+    going += [daemon.background(unit.stopped(), report=False) for unit in surplus]
+    return going
+
+
+def _shrinks(unit: Unit, pool: PoolPlan) -> bool:
+    want, current = wanted_slots(unit, pool), unit.current
+    return want is not None and current is not None and want < have_slots(current)
+
+
+async def gone(tasks: list[asyncio.Task[Any]]) -> None:
+    """Wait for what `resize` has set going. Raises CommandError when a worker refuses, dies or is told otherwise."""
+    if tasks:
+        await asyncio.wait(tasks)
+    for task in tasks:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            raise error
+
+
+def leave(tasks: list[asyncio.Task[Any]]) -> None:
+    """Nobody waits for what `resize` has set going; what fails is told again with the next report of its worker."""
+
+    def look(task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.info("resizing: %s", task.exception())
+
+    for task in tasks:
+        task.add_done_callback(look)
 
 
 def retire(daemon: Daemon, unit: Unit) -> None:
@@ -77,18 +117,3 @@ def retire(daemon: Daemon, unit: Unit) -> None:
     unit.stop()
     if unit.current is None and not unit.leaving:
         daemon.remove_unit(unit.name)
-
-
-async def set_slots(unit: Unit, pool: PoolPlan, index: int) -> None:
-    """Grow or shrink one worker live; a worker that is down gets its slots at its next start."""
-    current = unit.current
-    if current is None or pool.kind != "prefork":
-        return
-    if current.connection is None or current.report is None:
-        return  # it starts just now: its spec may be older than this change, so look again when it reports
-    have = current.report.concurrency or current.launch.concurrency
-    want = pool.slots(index)
-    if want > have:
-        await current.connection.call("grow", {"slots": want - have}, None)
-    elif want < have:
-        await current.connection.call("shrink", {"slots": have - want}, None)

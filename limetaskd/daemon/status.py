@@ -36,9 +36,14 @@ async def document(daemon: Daemon, only: str | None) -> dict[str, Any]:
         "pools": [_pool(daemon, pool, figures) for pool in pools],
         "queues": [
             figure for figure in queue_figures(daemon)
-            if only is None or figure["name"] in {_actual(daemon, name) for pool in pools for name in pool.queues}
+            if only is None or figure["name"] in _names_of(daemon, pools)
         ],
     }  # fmt: skip
+
+
+def _names_of(daemon: Daemon, pools: list[PoolPlan]) -> set[str]:
+    """Actual names of what these pools consume or have paused."""
+    return {_actual(daemon, name) for pool in pools for name in daemon.steering.queues_of(pool)}
 
 
 def _actual(daemon: Daemon, name: str) -> str:
@@ -91,12 +96,15 @@ def _pool(daemon: Daemon, pool: PoolPlan, figures: dict[int, dict[str, float]]) 
         engine.RUNNING, engine.STOPPED,
     )  # fmt: skip
     state = next((candidate for candidate in order if candidate in states), engine.STOPPED)
+    queues = daemon.steering.queues_of(pool)
+    pauses = [pause for name in queues if (pause := daemon.steering.pauses.get(name)) is not None]
     return {
         "name": pool.name,
-        "queues": [_actual(daemon, name) for name in pool.queues],
+        "queues": [_actual(daemon, name) for name in queues],
         "state": engine.state_name(state),
         "concurrency": pool.concurrency,
-        "paused": [],
+        "paused": [_actual(daemon, pause.queue) for pause in pauses],
+        "pauses": [pause.as_document(_actual(daemon, pause.queue)) for pause in pauses],
         "workers": [_worker(unit, figures) for unit in units],
     }
 
@@ -186,7 +194,7 @@ def queue_figures(daemon: Daemon) -> list[dict[str, Any]]:
             "consumers": seen.get(queue.actual, {}).get("consumers"),
             "oldest_wait_s": seen.get(queue.actual, {}).get("oldest_wait_s"),
         }
-        for queue in daemon.plan.settings.queues
+        for queue in daemon.steering.settings().queues
     ]
 
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from limetaskd.core.channel import Phase, State
 from limetaskd.daemon import engine
+from limetaskd.daemon.audit import Audit, Operator
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.events import EventBus
 from limetaskd.daemon.incarnation import Incarnation, Launch
@@ -40,6 +41,7 @@ START_PATIENCE_S = 10.0  # how long `start` waits for a broker that is away befo
 class Host(Protocol):
     """What a unit needs of the daemon."""
 
+    audit: Audit
     events: EventBus
     groups: engine.Groups
 
@@ -126,9 +128,11 @@ class Unit:
         return self.current.pid if self.current is not None else 0
 
     def request_start(self) -> None:
+        self._host.audit.record("start", {"names": [self.name]}, "done", by=Operator("supervisor"))
         self.start()
 
     def request_stop(self) -> None:
+        self._host.audit.record("stop", {"names": [self.name]}, "done", by=Operator("supervisor"))
         self.stop()
 
     def request_signal(self, number: int) -> str | None:

@@ -13,7 +13,7 @@ from limetaskd.config.models import LimitsConfig, PoolConfig
 from limetaskd.config.report import Report
 from limetaskd.config.settings import make_settings
 from limetaskd.errors import ConfigError
-from limetaskd.plan.model import ControlPlan, LimitsPlan, LoggingPlan, Plan, PoolPlan, RestartPlan
+from limetaskd.plan.model import AutoscalePlan, ControlPlan, LimitsPlan, LoggingPlan, Plan, PoolPlan, RestartPlan
 
 
 def build(
@@ -111,7 +111,14 @@ def _pool(loaded: LoadedConfig, name: str, queues: tuple[str, ...], pool: PoolCo
         limits=_limits(effective_limits(loaded.limetaskd.limits, pool.limits)),
         env=dict(pool.env),
         nice=pool.nice,
+        autoscale=_autoscale(pool),
+        shared=not isinstance(wanted, int),
     )
+
+
+def _autoscale(pool: PoolConfig) -> AutoscalePlan | None:
+    scale = pool.autoscale
+    return None if scale is None else AutoscalePlan(scale.min, scale.max, scale.target_latency)
 
 
 def _limits(limits: LimitsConfig) -> LimitsPlan:

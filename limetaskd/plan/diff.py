@@ -14,14 +14,14 @@ IN_PLACE = "in_place"  # the processes that run take it over
 ROLLED = "rolled"  # needs new processes, one after the other
 
 # Of a pool: what running workers, or the daemon for them, can take over.
-_LIVE_POOL = frozenset({"concurrency", "workers", "shutdown_timeout_s", "limits"})
+_LIVE_POOL = frozenset({"queues", "concurrency", "workers", "shutdown_timeout_s", "limits", "autoscale", "shared"})
 # Of the daemon: needs a stop and a start.
 _RESTART = ("runtime_dir", "state_dir", "control", "user", "supervisor_socket", "embedded")
 _DAEMON = ("logging", "restart")
 # Of the settings: followed by running processes, or told elsewhere in the difference.
 FOLLOWED_SETTINGS = frozenset({
     "queues", "routing", "config_path", "runtime_dir", "state_dir", "embedded", "shutdown_timeout_s",
-    "time_limit_s", "soft_time_limit_s",
+    "time_limit_s", "soft_time_limit_s", "log_level",
 })  # fmt: skip
 _SECRET = "(its secret part differs)"
 

@@ -23,6 +23,15 @@ class LimitsPlan:
 
 
 @dataclass(frozen=True)
+class AutoscalePlan:
+    """Slots of the pool between `min` and `max`, so that a message waits `target_latency_s` at most."""
+
+    min: int
+    max: int
+    target_latency_s: float
+
+
+@dataclass(frozen=True)
 class PoolPlan:
     """One pool: `workers` processes that share `concurrency` slots and consume `queues` (configured names)."""
 
@@ -38,6 +47,8 @@ class PoolPlan:
     limits: LimitsPlan = field(default_factory=LimitsPlan)
     env: dict[str, str] = field(default_factory=dict)
     nice: int | None = None
+    autoscale: AutoscalePlan | None = None
+    shared: bool = False  # `concurrency: auto`: its slots are its share of the CPUs, and change with the other pools
 
     def slots(self, index: int) -> int:
         """Slots of worker `index`: the pool's slots shared evenly, the first workers get the rest; at least 1."""

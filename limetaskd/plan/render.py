@@ -132,6 +132,8 @@ def render(plan: Plan) -> str:
 
 def _slots(pool: PoolPlan) -> str:
     slots = [pool.slots(index) for index in range(pool.workers)]
+    if pool.autoscale is not None:
+        return f"{pool.workers} x {pool.autoscale.min} to {pool.autoscale.max} (autoscale)"
     if len(set(slots)) == 1:
         return f"{pool.workers} x {slots[0]}"
     return f"{pool.workers}: {' + '.join(map(str, slots))}"

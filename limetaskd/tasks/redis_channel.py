@@ -35,7 +35,7 @@ from limetaskd.core.redact import redact_text
 from limetaskd.errors import LimetaskError
 from limetaskd.tasks import redis_owners
 from limetaskd.tasks.redis_qos import RECEIPT, Message, QoS, UnreadableMessageError
-from limetaskd.tasks.redis_scripts import DEPTHS, NUDGE, POP, PUSH, refusal
+from limetaskd.tasks.redis_scripts import DEPTHS, HELD, NUDGE, POP, PUSH, refusal
 
 logger = get_logger("limetaskd.redis")
 
@@ -141,6 +141,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
             sent = [float(text) for _, text in heads if text]
             found[queue] = sum(length for length, _ in heads), min(sent, default=None)
         return found
+
+    def held(self, queue: str) -> int:
+        """How many messages of a queue consumers hold unacknowledged, on whatever host."""
+        client = self.scripts()
+        owners = [bytes_to_str(owner) for owner in client.zrange(self._owners_key, 0, -1)]
+        lists = self._list_keys(queue)
+        return sum(
+            int(HELD.run(client, [redis_owners.unacked_key(self.global_keyprefix, owner), *lists], []))
+            for owner in owners
+        )
 
     def restore_dead(self) -> int:
         """Give back what dead processes hold (see `redis_owners`); returns how many messages."""

@@ -168,6 +168,22 @@ end
 """
 )
 
+# KEYS: an unacked hash, then the lists of one queue. How many messages of that queue the owner of the hash holds.
+HELD = Script(
+    """
+local count = 0
+for _, entry in ipairs(redis.call('HVALS', KEYS[1])) do
+  local list = string.match(entry, '^%d+%z([^%z]*)%z')
+  for i = 2, #KEYS do
+    if KEYS[i] == list then
+      count = count + 1
+    end
+  end
+end
+return count
+"""
+)
+
 # KEYS: lists. Returns for each its length and the `__sent_at` of its head ('' when it does not say): the payload,
 # which may be large, stays where it is. Quotes inside a body are escaped, so the first match is the header.
 DEPTHS = Script(

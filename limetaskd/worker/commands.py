@@ -1,18 +1,16 @@
-"""The daemon's commands that need the event loop: grow, shrink, retire, consume, cancel. One function each."""
+"""The daemon's commands that need the event loop: grow, shrink and retire here, those about queues in queues.py."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from billiard.pool import RUN
 
 from limetaskd.core.channel import Command
-from limetaskd.core.routing import find_queue
-from limetaskd.core.settings import Queue, Settings
 from limetaskd.errors import CommandError
+from limetaskd.worker import queues
 from limetaskd.worker.runtime import one_line
 
 logger = logging.getLogger(__name__)
@@ -24,7 +22,10 @@ def run_commands(consumer: Any) -> None:
     Raises connection errors, after the reply: the consumer connects again.
     """
     runtime = consumer.lime
+    queues.settle(consumer)
     while runtime.inbox:
+        if runtime.cancelling and runtime.inbox[0].command in {"consume", "cancel"}:
+            break  # kombu would end the new consumer of a queue together with the old one
         command = runtime.inbox.popleft()
         handler = _COMMANDS.get(command.command)
         if handler is None:
@@ -82,6 +83,7 @@ def _shrink(consumer: Any, command: Command) -> None:
     if left < 1:
         raise CommandError(f"a worker keeps at least one slot (it has {consumer.pool.num_processes})")
     runtime.shrinking.append((command, slots))
+    runtime.changed()
 
 
 def _shrink_idle(consumer: Any) -> None:
@@ -167,51 +169,11 @@ def _follow_prefetch(consumer: Any, change: int) -> None:
         consumer.task_consumer.consume()
 
 
-def _queue(consumer: Any, command: Command) -> Queue:
-    """The queue that is meant; settings that were written after this worker started are read for it."""
-    name = command.params.get("queue")
-    if not isinstance(name, str) or not name:
-        raise CommandError("`queue` must be the configured name of a queue")
-    runtime = consumer.lime
-    queue = find_queue(runtime.settings, name)
-    if queue is None and runtime.spec is not None:
-        try:
-            queue = find_queue(Settings.from_json(Path(runtime.spec.settings).read_text()), name)
-        except (OSError, ValueError) as error:
-            raise CommandError(f"cannot read the settings: {error}") from error
-    if queue is None:
-        raise CommandError(f"no queue {name!r} is configured")
-    return queue
-
-
-def _consume(consumer: Any, command: Command) -> None:
-    from limetaskd.tasks.queues import kombu_queue
-
-    queue = _queue(consumer, command)
-    queues = consumer.app.amqp.queues
-    if queue.actual not in queues:
-        queues.add(kombu_queue(queue))
-    try:
-        consumer.add_task_queue(queue.actual)
-    except BaseException:
-        queues.deselect(queue.actual)  # the reconnect that follows must not meet the same refusal
-        raise
-    consumer.report_consuming()
-    consumer.lime.reply(command, result={"queues": consumer.consuming()})
-
-
-def _cancel(consumer: Any, command: Command) -> None:
-    queue = _queue(consumer, command)
-    if consumer.task_consumer.consuming_from(queue.actual):
-        consumer.cancel_task_queue(queue.actual)
-    consumer.report_consuming()
-    consumer.lime.reply(command, result={"queues": consumer.consuming()})
-
-
 _COMMANDS: dict[str, Callable[[Any, Command], None]] = {
     "grow": _grow,
     "shrink": _shrink,
     "retire": _retire,
-    "consume": _consume,
-    "cancel": _cancel,
+    "consume": queues.consume,
+    "cancel": queues.cancel,
+    "held": queues.held,
 }

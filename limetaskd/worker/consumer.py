@@ -15,6 +15,7 @@ from celery.exceptions import WorkerShutdown
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from limetaskd.core.channel import Phase
+from limetaskd.worker import queues
 from limetaskd.worker.commands import run_commands
 from limetaskd.worker.runtime import one_line
 
@@ -39,6 +40,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.lime.drain.between_tries()
         if self.lime.drain.requested:
             raise WorkerShutdown(os.EX_OK)
+        queues.offline(self)
         self.lime.report(Phase.CONNECTING, reason=self.lime.reason)
         return super().connect()
 
@@ -66,6 +68,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.lime.drain.between_tries()
         if self.lime.drain.requested:
             raise WorkerShutdown(os.EX_OK)
+        queues.offline(self)
 
     def update_strategies(self) -> None:
         super().update_strategies()

@@ -135,30 +135,43 @@ class Drain:
             self._wake()  # the loop is about to wait for the next event, for seconds
 
 
-def take_back(consumer: Any) -> list[Any]:
-    """Every request that no slot has started, taken out of wherever it waits."""
+def take_back(consumer: Any, of: Callable[[Any], bool] = lambda _request: True) -> list[Any]:
+    """Every request (`of`: of these only) that no slot has started, taken out of wherever it waits."""
     requests: list[Any] = []
     semaphore = getattr(consumer.controller, "semaphore", None)
     if semaphore is not None:
-        requests += [args[0] for _, args, _ in semaphore._waiting]
-        semaphore._waiting.clear()
+        requests += _pick(semaphore._waiting, lambda entry: entry[1][0], of)
     pool = consumer.pool
     if hasattr(pool, "take_back"):  # threads, see pools.py
-        requests += pool.take_back()
+        requests += pool.take_back(of)
     outbound = getattr(getattr(pool, "_pool", None), "outbound_buffer", None)
-    while outbound:  # prefork: not yet written to a child
-        job = outbound.popleft()
-        job.discard()
-        requests.append(job._callback.__self__)
+    if outbound:  # prefork: not yet written to a child
+        jobs = {id(job._callback.__self__): job for job in outbound}
+        unwritten = _pick(outbound, lambda job: job._callback.__self__, of)
+        requests += unwritten
+        for request in unwritten:
+            jobs[id(request)].discard()
+            if semaphore is not None:
+                semaphore.release()  # its place in the pool is free again
     for bucket in consumer.task_buckets.values():
         if bucket:
-            requests += [request for request, _ in bucket.contents]
-            bucket.clear_pending()
+            requests += _pick(bucket.contents, lambda entry: entry[0], of)
     for request in tuple(worker_state.scheduled_requests):
-        if request._eta_timer_entry is not None:
-            consumer.timer.cancel(request._eta_timer_entry)
-        requests.append(request)
+        if of(request):
+            if request._eta_timer_entry is not None:
+                consumer.timer.cancel(request._eta_timer_entry)
+                consumer.qos.decrement_eventually()  # it does not count beside the prefetched ones any more
+            requests.append(request)
     return requests
+
+
+def _pick(waiting: Any, request_of: Callable[[Any], Any], of: Callable[[Any], bool]) -> list[Any]:
+    """Take out of a deque the entries of such requests; returns the requests, the order of the others stays."""
+    entries = list(waiting)
+    picked = [of(request_of(entry)) for entry in entries]
+    waiting.clear()
+    waiting.extend(entry for entry, out in zip(entries, picked, strict=True) if not out)
+    return [request_of(entry) for entry, out in zip(entries, picked, strict=True) if out]
 
 
 def give_back(consumer: Any, requests: list[Any]) -> None:

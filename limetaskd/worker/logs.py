@@ -155,16 +155,12 @@ def set_up(
     for other in list(root.handlers):
         root.removeHandler(other)
     root.addHandler(handler)
-    root.setLevel(level)
     billiard_logger()  # cuts itself off when it is made
     for name in ("celery", "celery.task", "celery.redirected", "multiprocessing", "kombu", "amqp"):
         logger = logging.getLogger(name)
         logger.handlers = []
         logger.propagate = True
-    quiet = root.level > logging.DEBUG
-    for name in _REPLACED:
-        logging.getLogger(name).setLevel(max(root.level, logging.WARNING) if quiet else logging.NOTSET)
-    logging.getLogger("multiprocessing").setLevel(logging.WARNING if quiet else logging.INFO)
+    set_level(level)
     # Promised for every task, whatever level an operator chose for the rest.
     logging.getLogger(EXECUTION_LOGGER).setLevel(logging.INFO)
     logging.getLogger(ROUTING_LOGGER).setLevel(logging.INFO)
@@ -178,6 +174,16 @@ def set_up(
         if reconfigure is not None:
             reconfigure(line_buffering=True)
     return handler
+
+
+def set_level(level: str | int) -> None:
+    """The level of this process; what Celery says beside our own records stays quieter, but for DEBUG."""
+    root = logging.getLogger()
+    root.setLevel(level)
+    quiet = root.level > logging.DEBUG
+    for name in _REPLACED:
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING) if quiet else logging.NOTSET)
+    logging.getLogger("multiprocessing").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def reopen_all() -> None:

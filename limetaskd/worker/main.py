@@ -63,7 +63,7 @@ def _run(settings: Settings, spec: ProcessSpec, runtime: Runtime) -> int:
         pool=spec.pool_kind,
         concurrency=spec.concurrency,
         prefetch_multiplier=spec.prefetch or 1,
-        queues=[settings.queue(name).actual for name in spec.queues] or None,
+        queues=[settings.queue(name).actual for name in spec.queues],
         time_limit=spec.time_limit_s,
         soft_time_limit=spec.soft_time_limit_s,
         task_events=False,

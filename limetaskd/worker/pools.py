@@ -104,9 +104,9 @@ class Threads(CeleryThreads):  # type: ignore[misc]
             result.f.add_done_callback(lambda future: self._waiting.pop(future, None))
         return result
 
-    def take_back(self) -> list[Any]:
-        """The requests that had not started; they never will."""
-        return [request for future, request in list(self._waiting.items()) if future.cancel()]
+    def take_back(self, of: Callable[[Any], bool]) -> list[Any]:
+        """The requests among `of` that had not started; they never will."""
+        return [request for future, request in list(self._waiting.items()) if of(request) and future.cancel()]
 
 
 class Solo(CelerySolo):  # type: ignore[misc]

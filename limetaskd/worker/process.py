@@ -68,9 +68,15 @@ class Worker(CeleryWorker):  # type: ignore[misc]
                 kwargs[key] = _POOLS.get(pool, pool)
         super().__init__(app=app, **kwargs)
         limits = (self.soft_time_limit, self.time_limit)
-        self.tracer = Tracer(self.recorder, lime.board, limits)
+        self.tracer = Tracer(self.recorder, lime.board, limits, lime.level.follow)
         signals.worker_process_init.connect(self._on_child, weak=False)
         signals.task_unknown.connect(self._on_unknown, weak=False)
+
+    def setup_queues(self, include: Any, exclude: Any = None) -> None:
+        """Celery takes an empty list for "all queues"; here it means that all of them are paused."""
+        if include is not None and not include:
+            self.app.amqp.queues._consume_from = {}
+        super().setup_queues(include, exclude)
 
     def setup_logging(self, _colorize: Any = None) -> bool:
         """The logs are ours; a file or level of the command line was applied before, see handler.py."""

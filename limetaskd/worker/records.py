@@ -114,9 +114,19 @@ def outcome_of(info: Any) -> tuple[str | None, str | None]:
 class Tracer:
     """Wraps Celery's tracer of each task: scoreboard, record. Runs where the task runs."""
 
-    def __init__(self, recorder: Recorder, board: Scoreboard, limits: tuple[float | None, float | None]) -> None:
-        """`limits`: soft and hard limit of the pool in seconds, for tasks that have none of their own."""
+    def __init__(
+        self,
+        recorder: Recorder,
+        board: Scoreboard,
+        limits: tuple[float | None, float | None],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`limits`: soft and hard limit of the pool in seconds, for tasks that have none of their own.
+
+        `before`: called before each task, where it runs.
+        """
         self._recorder = recorder
+        self._before = before
         self._board = board
         self._limits = limits
 
@@ -127,7 +137,7 @@ class Tracer:
                 task.__trace__ = self.wrap(task, task.__trace__)
 
     def wrap(self, task: Any, trace: Callable[..., Any]) -> Callable[..., Any]:
-        recorder, board = self._recorder, self._board
+        recorder, board, before = self._recorder, self._board, self._before
         name = task.name
         soft_default = task.soft_time_limit or self._limits[0]
         hard_default = task.time_limit or self._limits[1]
@@ -135,6 +145,7 @@ class Tracer:
         early_ack = not task.acks_late
 
         def traced(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+            before()
             headers: Mapping[str, Any] = request or {}
             slot = board.writer()
             hard, soft = headers.get("timelimit") or (None, None)

@@ -22,6 +22,7 @@ from limetaskd.core.redact import redact_text
 from limetaskd.core.settings import Settings
 from limetaskd.worker import logs
 from limetaskd.worker.drain import Drain
+from limetaskd.worker.level import Level
 from limetaskd.worker.link import Link
 from limetaskd.worker.scoreboard import Scoreboard
 
@@ -52,6 +53,9 @@ class Runtime:
         self.inbox: deque[Command] = deque()
         # Shrink commands that wait for slots to become idle, with the number still to go.
         self.shrinking: list[tuple[Command, int]] = []
+        # Queues whose consumer is being cancelled: the command, the actual name, the consumer tag.
+        self.cancelling: list[tuple[Command, str, str | None]] = []
+        self.level = Level(settings.log_level)
         self.turned = time.monotonic()  # when the event loop last turned
         self.waits: str | None = None  # what the event loop waits for and may wait long
         self.revoked = self._read_revoked()
@@ -108,8 +112,9 @@ class Runtime:
 
     @property
     def concurrency(self) -> int | None:
+        """Slots when all that was asked for is done: a shrink may wait for tasks to end."""
         try:
-            return int(self.pool.num_processes)
+            return int(self.pool.num_processes) - sum(count for _, count in self.shrinking)
         except AttributeError:  # not started yet, or already gone
             return self.spec.concurrency if self.spec else None
 
@@ -156,9 +161,27 @@ class Runtime:
         elif command.command == "drain":
             self.drain.request()
             self.reply(command)
+        elif command.command == "configure":
+            self._configure(command)
         elif command.command == "revoke":
             self.revoked[str(command.params.get("id"))] = time.time()
             self.reply(command)
         else:
             self.inbox.append(command)
             os.eventfd_write(self.wake, 1)
+
+    def _configure(self, command: Command) -> None:
+        """Settings that take effect in place."""
+        timeout_s = command.params.get("shutdown_timeout_s", self.drain.timeout_s)
+        level = command.params.get("log_level")
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or timeout_s < 0:
+            self.reply(command, error="`shutdown_timeout_s` must be a number of seconds")
+            return
+        if level is not None:
+            try:
+                self.level.set(level)
+            except ValueError as error:
+                self.reply(command, error=str(error))
+                return
+        self.drain.timeout_s = float(timeout_s)
+        self.reply(command)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
 import signal
 import subprocess
@@ -31,6 +33,10 @@ WORDS = {
     "restart": "asap:0 background",
     "scale": "asap=4 background=default",
     "reload": "",
+    "pause": "lime_task_queue_asap --reason=maintenance",
+    "resume": "lime_task_queue_asap",
+    "drain": "asap",
+    "why": "asap",
     "tasks": "",
     "kill": "0b7a1c5e-8a52-4f0e-9c55-6f2d3c1b7e10",
     "revoke": "0b7a1c5e-8a52-4f0e-9c55-6f2d3c1b7e10",
@@ -52,10 +58,12 @@ def test_a_command_calls_its_method_with_the_documented_parameters(server: Contr
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("\n")
     (request,) = server.requests
+    client = request.pop("client")
+    assert (client["uid"], client["user"]) == (os.getuid(), pwd.getpwuid(os.getuid()).pw_name)
     assert request == {"jsonrpc": "2.0", "id": 1, "method": name, "params": examples()[name]["params"]}
 
 
-@pytest.mark.parametrize("name", WORDS.keys() - {"logs"})
+@pytest.mark.parametrize("name", sorted(WORDS.keys() - {"logs"}))
 def test_json_prints_the_result_as_it_is(server: ControlServer, name: str) -> None:
     done = ctl(server, f"{name} {WORDS[name]} --json")
     assert (done.returncode, done.stderr) == (0, "")

@@ -11,6 +11,7 @@ import pytest
 
 from limetaskd.core.board import Board
 from limetaskd.core.channel import Phase
+from tests.support.brokers import Redis
 from tests.support.channel import Bench, Process, drain_and_wait, settings_of, settled
 from tests.support.jobs import JOBS, Urls, urls  # noqa: F401
 from tests.support.waiting import wait_until
@@ -85,7 +86,7 @@ def test_queues_are_consumed_and_cancelled_in_place(urls: Urls) -> None:  # noqa
         assert bench.daemon.ask("w:0", "consume", queue="lime_task_queue_asap").result == {"queues": both}
         assert waiting.get(timeout=60) == 1
         assert bench.daemon.ask("w:0", "consume", queue="lime_task_queue_asap").result == {"queues": both}
-        assert bench.daemon.ask("w:0", "cancel", queue="lime_default_task_queue").result == {"queues": both[1:]}
+        assert bench.daemon.ask("w:0", "cancel", queue="lime_default_task_queue").result["queues"] == both[1:]
         wait_until(lambda: bench.daemon.states["w:0"].queues == both[1:])
         held = bench.app.send_task("jobs.number", (2,))
         assert bench.app.send_task("jobs.number", (3,), headers={"__qos_category": "asap"}).get(timeout=60) == 3
@@ -190,3 +191,74 @@ def test_the_scoreboard_shows_what_runs_and_outlives_the_child(urls: Urls) -> No
         assert [slot.pid for slot in board.read() if slot.ended_id == sent.id] == successor
         assert [event.event for event in bench.daemon.events] == ["child_died", "task_redelivered"]
         assert {event.fields["task_id"] for event in bench.daemon.events} == {sent.id}
+
+
+@pytest.mark.parametrize("pool_kind", ["prefork", "threads"])
+def test_a_cancelled_queue_gets_back_what_had_not_begun(urls: Urls, pool_kind: str) -> None:  # noqa: F811
+    with Bench(settings_of(urls.broker, urls.backend), {"jobs": JOBS}) as bench:
+        gate = bench.folder / "gate"
+        first = bench.worker(concurrency=1, prefetch=3, pool_kind=pool_kind)
+        running = bench.app.send_task("jobs.until", (str(gate),))
+        settled(lambda: len(bench.lines()), 1)
+        prefetched = bench.app.send_task("jobs.number", (1,))
+        delayed = bench.app.send_task("jobs.number", (2,), countdown=1)
+        other = bench.app.send_task("jobs.number", (3,), headers={"__qos_category": "asap"})
+        queue = "lime_default_task_queue"
+        wait_until(lambda: bench.daemon.ask("w:0", "held", queue=queue).result == {"held": 3})
+        wait_until(lambda: bench.daemon.ask("w:0", "held", queue="lime_task_queue_asap").result == {"held": 1})
+        reply = bench.daemon.ask("w:0", "cancel", queue=queue)
+        assert (reply.error, reply.result) == (None, {"queues": ["lime_task_queue_asap"], "given_back": 2})
+        assert bench.daemon.ask("w:0", "held", queue=queue).result == {"held": 1}
+        bench.worker("w:1", queues=(queue,), concurrency=1)
+        assert [prefetched.get(timeout=60), delayed.get(timeout=60)] == [1, 2]  # by the other worker
+        assert not other.ready()
+        assert bench.daemon.ask("w:0", "consume", queue=queue).error is None
+        gate.touch()
+        assert (running.get(timeout=60), other.get(timeout=60)) == (None, 3)
+        later = [bench.app.send_task("jobs.number", (n,)) for n in range(4, 12)]
+        assert [result.get(timeout=60) for result in later] == list(range(4, 12))
+        assert drain_and_wait(first) == 0
+        assert Counter(bench.lines()) == Counter(["begin0", "end0", *map(str, range(1, 12))])
+
+
+def test_a_worker_may_begin_with_no_queue_at_all(urls: Urls) -> None:  # noqa: F811
+    with Bench(settings_of(urls.broker, urls.backend), {"jobs": JOBS}) as bench:
+        process = bench.worker(queues=())
+        assert bench.daemon.states["w:0"].queues == []
+        sent = bench.app.send_task("jobs.number", (1,))
+        assert bench.daemon.ask("w:0", "consume", queue="lime_default_task_queue").error is None
+        assert sent.get(timeout=60) == 1
+        for command in ("cancel", "consume", "cancel", "consume"):
+            bench.daemon.send("w:0", command, queue="lime_default_task_queue")
+        assert bench.app.send_task("jobs.number", (2,)).get(timeout=60) == 2
+        assert drain_and_wait(process) == 0
+
+
+def test_a_queue_is_cancelled_while_the_broker_is_away(own_redis: Redis) -> None:
+    with Bench(settings_of(own_redis.url, own_redis.url), {"jobs": JOBS}) as bench:
+        bench.worker()
+        own_redis.kill()
+        wait_until(lambda: bench.daemon.phase("w:0") == Phase.CONNECTING, 60)
+        reply = bench.daemon.ask("w:0", "cancel", queue="lime_default_task_queue")
+        assert reply.result == {"queues": ["lime_task_queue_asap"], "given_back": 0}
+        own_redis.start()
+        wait_until(lambda: bench.daemon.phase("w:0") == Phase.CONSUMING, 60)
+        assert bench.daemon.states["w:0"].queues == ["lime_task_queue_asap"]
+
+
+def test_the_log_level_changes_in_the_worker_and_its_children(redis_url: str) -> None:
+    source = JOBS + "\n\n@task\ndef whisper(text):\n    import logging\n    logging.getLogger('jobs').debug(text)\n"
+    with Bench(settings_of(redis_url, redis_url), {"jobs": source}) as bench:
+        bench.worker(concurrency=1)
+
+        def whispered(text: str) -> bool:
+            bench.app.send_task("jobs.whisper", (text,)).get(timeout=60)
+            return any(record["message"] == text for record in bench.records(logger="jobs"))
+
+        assert not whispered("one")
+        assert bench.daemon.ask("w:0", "configure", log_level="DEBUG", shutdown_timeout_s=7.0).error is None
+        wait_until(lambda: whispered("two"))
+        assert bench.daemon.ask("w:0", "configure", log_level="INFO").error is None
+        assert not whispered("three")
+        assert "level" in (bench.daemon.ask("w:0", "configure", log_level="LOUD").error or "")
+        assert "number" in (bench.daemon.ask("w:0", "configure", shutdown_timeout_s="long").error or "")

@@ -38,7 +38,8 @@ def server(folder: Path) -> Iterator[ControlServer]:
 
 
 def environment(**extra: str) -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if name not in {"LIMETASKCTL_SOCKET", "NO_COLOR"}}
+    foreign = {"LIMETASKCTL_SOCKET", "NO_COLOR", "SUDO_USER"}
+    own = {name: value for name, value in os.environ.items() if name not in foreign}
     return {**own, "TERM": "xterm", **extra}
 
 

@@ -157,6 +157,14 @@ def warnings(text: str) -> list[str]:
         ("limetaskd: {pools: {all: {pool: solo, concurrency: 3}}}",
          "limetaskd.pools.all.concurrency = 3: a solo worker runs one task at a time: set workers: 3, and leave concurrency"
          " out"),
+        ("limetaskd: {pools: {all: {autoscale: {min: 3, max: 2}}}}",
+         "limetaskd.pools.all.autoscale.min = 3: must not be above max (2)"),
+        ("limetaskd: {concurrency: 4, pools: {all: {workers: 2, autoscale: {min: 1, max: 4}}}}",
+         "limetaskd.pools.all.autoscale.min = 1: must not be below workers (2): it counts the slots of the whole pool"),
+        ("limetaskd: {pools: {all: {pool: threads, autoscale: {max: 4}}}}",
+         "limetaskd.pools.all.autoscale: the slots of a threads pool are fixed at its start: use prefork"),
+        ("limetaskd: {pools: {all: {pool: solo, autoscale: {max: 4}}}}",
+         "limetaskd.pools.all.autoscale: a solo worker runs one task at a time: use prefork"),
         # pools
         ("limetaskd: {pools: {alll: {workers: 1}}}",
          "limetaskd.pools.alll: no such pool with the strategy all-in-one. The pools are: all. Did you mean all?"),
@@ -229,8 +237,6 @@ limetaskd:
         ("features: {some_other_feature: 1}", "features.some_other_feature: unknown key, ignored."),
         ("importer: {use_s4: true}", "importer.use_s4: unknown key, ignored. Did you mean use_s3?"),
         ("limetaskd: {ack_deadline: 15m}", "limetaskd.ack_deadline: this version does not enforce it"),
-        ("limetaskd: {pools: {all: {autoscale: {max: 4}}}}",
-         "limetaskd.pools.all.autoscale: autoscale does nothing: this version does not enforce it"),
         ("limetaskd: {pools: {all: {pool: threads, time_limit: 5m}}}",
          "limetaskd.pools.all.pool: a threads task above its time limit is ended with its whole worker"),
         ("limetaskd: {celery: {task_acks_late: false}}",

@@ -32,8 +32,8 @@ def offered(line: str, asked: list[tuple[str, str | None]] | None = None) -> lis
     ("line", "words"),
     [
         ("sta", ["status", "start"]),
-        ("re", ["restart", "reload", "revoke"]),
-        ("pau", []),
+        ("re", ["restart", "reload", "resume", "revoke"]),
+        ("hea", []),
         ("--j", ["--json"]),
         ("--json sta", ["status", "start"]),
         ("--json --", ["--socket", "--timeout"]),

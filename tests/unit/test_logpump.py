@@ -102,7 +102,7 @@ def test_rotation_loses_nothing_also_from_a_writer_that_has_not_noticed(pumped: 
     for number in range(10):
         sent.append(f"slow {number}")
         os.write(slow, line(sent[-1]).encode())
-    wait_until(lambda: (pumped.logs / ".asap:0.offset").read_text().strip() != "")
+    wait_until((pumped.logs / "asap:0.log.1").exists)
     os.write(slow, line("late").encode())
     append(path, line("fresh"))
     wait_until(lambda: {"late", "fresh"} <= set(pumped.messages()))

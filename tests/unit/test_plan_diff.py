@@ -54,6 +54,7 @@ def test_nothing() -> None:
         ("asap", "asap: {", "asap: {limits: {time_grace: 9}, ", IN_PLACE),
         ("asap", "asap: {", "asap: {shutdown_timeout: 9, ", IN_PLACE),
         ("asap", "workers: 2}\n    default", "workers: 3}\n    default", IN_PLACE),
+        ("asap", "asap: {", "asap: {autoscale: {min: 2, max: 9}, ", IN_PLACE),
         ("asap", "asap: {", "asap: {prefetch: 9, ", ROLLED),
         ("asap", "asap: {", "asap: {env: {A: b}, ", ROLLED),
         ("asap", "asap: {", "asap: {nice: 3, ", ROLLED),
@@ -90,10 +91,10 @@ def test_the_scheduled_category_goes() -> None:
     assert "~ schedule: owner scheduled -> default\n" in render_diff(difference)
 
 
-def test_a_pool_that_gets_another_queue_is_rolled() -> None:
+def test_a_pool_that_gets_another_queue_begins_in_place() -> None:
     difference = changed("asap: {concurrency: 4,", "asap: {queues: [q_asap, q_scheduled], concurrency: 4,")
     (change,) = difference.pools_changed
-    assert (change.name, change.how) == ("asap", ROLLED)
+    assert (change.name, change.how) == ("asap", IN_PLACE)
     assert change.changes == (Change("queues", ["q_asap"], ["q_asap", "q_scheduled"]),)
     assert difference.pools_removed == ("scheduled",)
     assert difference.beat == ("scheduled", "asap")
@@ -103,7 +104,7 @@ def test_a_new_default_queue_is_routing() -> None:
     difference = changed("tasks:", "tasks:\n  task_queue_name: q_new")
     assert difference.routing == (Change("default", "lime_default_task_queue", "q_new"),)
     assert (difference.queues_added, difference.queues_removed) == (("q_new",), ("lime_default_task_queue",))
-    assert difference.rolled == ("default",)
+    assert (difference.rolled, difference.in_place) == ((), ("default",))
 
 
 def test_a_queue_that_is_bound_anew_rolls_its_pool() -> None:
@@ -157,6 +158,12 @@ def test_what_needs_a_restart_of_the_daemon(new: str, key: str) -> None:
 def test_embedded_needs_a_restart_too() -> None:
     difference = diff(plan_of(BASE), plan_of(BASE, embedded=True))
     assert [change.key for change in difference.restart] == ["embedded"]
+
+
+def test_the_log_level_restarts_nothing() -> None:
+    difference = changed("limetaskd:", "limetaskd:\n  logging: {level: DEBUG}")
+    assert [change.key for change in difference.daemon] == ["logging"]
+    assert (difference.settings, difference.pools_changed, difference.schedule_changed) == ((), (), False)
 
 
 def test_what_the_daemon_takes_over_by_itself() -> None:

@@ -67,3 +67,13 @@ def test_only_what_is_to_persist_is_saved() -> None:
 def test_a_damaged_file_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         Scales.from_json(text)
+
+
+def test_a_share_of_the_cpus_that_changes_with_other_pools_undoes_no_scale() -> None:
+    shared = dataclasses.replace(POOL, shared=True)
+    scales = Scales()
+    scales.set(shared, 9, workers=False, persist=False)
+    scales.after_reload(plan(shared), plan(dataclasses.replace(shared, concurrency=2)))
+    assert scales.apply(POOL).concurrency == 9
+    scales.after_reload(plan(shared), plan(dataclasses.replace(shared, concurrency=2, shared=False)))
+    assert scales.apply(POOL).concurrency == 4

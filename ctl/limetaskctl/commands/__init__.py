@@ -23,6 +23,10 @@ SUMMARIES = {
     "restart": "restart workers or pools, rolling",
     "scale": "change the task slots (or worker processes) of pools, live",
     "reload": "reread the configuration and apply what changed",
+    "pause": "stop consuming queues on this host",
+    "resume": "consume paused queues again",
+    "drain": "let the workers of a pool finish, and stop them",
+    "why": "the last scaling decisions of a pool",
     "tasks": "what runs now",
     "kill": "end a task that runs, for good",
     "revoke": "a task that waits will not run",
@@ -41,7 +45,7 @@ SUMMARIES = {
 
 # Names that are promised; typing one says so instead of "unknown".
 LATER = (
-    "pause", "resume", "drain", "beat", "why", "keys", "top",
+    "beat", "keys", "top",
     "health", "doctor",
 )  # fmt: skip
 

@@ -25,11 +25,24 @@ def render(result: dict[str, Any], view: View) -> str:
     parts = [_daemon(result["daemon"], view), _processes(pools, others, view)]
     if reasons := _reasons([*(worker for pool in pools for worker in pool["workers"]), *others]):
         parts.append(reasons)
+    if pauses := [_pause(pause) for pool in pools for pause in pool.get("pauses") or []]:
+        parts.append("\n".join(pauses))
     parts.append(_tasks(pools, view))
     if result["queues"]:
         rows = [[queue["name"], queue["depth"], queue["consumers"]] for queue in result["queues"]]
         parts.append(table(["QUEUE", "DEPTH", "CONSUMERS"], rows, view))
     return "\n\n".join(parts)
+
+
+def _pause(pause: dict[str, Any]) -> str:
+    by = pause.get("by") or {}
+    words = [f"{clean(pause['queue'])}: paused since {clean(pause['since'])}"]
+    if pause["until"] is not None:
+        words.append(f"until {clean(pause['until'])}")
+    if by.get("user") is not None or by.get("uid") is not None:
+        words.append(f"by {clean(by['user'] if by.get('user') is not None else by['uid'])}")
+    text = " ".join(words)
+    return text if pause["reason"] is None else f"{text}: {clean(pause['reason'])}"
 
 
 def _daemon(daemon: dict[str, Any], view: View) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.commands import (
+    drain,
     events,
     kill,
     logs,
+    pause,
     purge,
     quarantine,
     queues,
     reload,
     restart,
+    resume,
     revoke,
     routes,
     scale,
@@ -25,6 +29,7 @@ from limetaskd.daemon.commands import (
     tasks,
     upgrade,
     version,
+    why,
 )
 from limetaskd.daemon.control.protocol import METHOD_NOT_FOUND, Params, RpcError
 from limetaskd.daemon.daemon import Daemon
@@ -32,14 +37,17 @@ from limetaskd.daemon.daemon import Daemon
 Command = Callable[[Daemon, Params], Awaitable[dict[str, Any]]]
 
 COMMANDS: dict[str, Command] = {
+    "drain": drain.run,
     "events": events.run,
     "kill": kill.run,
     "logs": logs.run,
+    "pause": pause.run,
     "purge": purge.run,
     "quarantine": quarantine.run,
     "queues": queues.run,
     "reload": reload.run,
     "restart": restart.run,
+    "resume": resume.run,
     "revoke": revoke.run,
     "routes": routes.run,
     "scale": scale.run,
@@ -51,24 +59,33 @@ COMMANDS: dict[str, Command] = {
     "tasks": tasks.run,
     "upgrade": upgrade.run,
     "version": version.run,
+    "why": why.run,
 }
-# What changes something waits until the daemon has started, and comes too late when it stops.
-CHANGES = frozenset({"purge", "reload", "restart", "scale", "start", "stop", "upgrade"})
+# Those that change nothing; every other one is an operator's action, for the audit log.
+READS = frozenset(
+    {"events", "health", "doctor", "logs", "queues", "routes", "show", "status", "tasks", "top", "version", "why"}
+)
 # Methods that the contract names and this version does not have: the client says so, and so do we.
 LATER = frozenset(
     {
-        "pause", "resume", "drain", "beat", "why", "keys", "top",
+        "beat", "keys", "top",
         "health", "doctor",
     }
 )  # fmt: skip
 
 
-async def run(daemon: Daemon, method: str, params: Params) -> dict[str, Any]:
-    """Run one command. Raises RpcError for an unknown one, CommandError when it is refused or fails."""
+async def run(daemon: Daemon, method: str, params: Params, by: Operator) -> dict[str, Any]:
+    """Run one command in the name of `by`.
+
+    Raises RpcError for an unknown one, CommandError when it is refused or fails.
+    """
     command = COMMANDS.get(method)
-    if method in CHANGES:
-        daemon.require_running()
     if command is None:
         why = "is not available in this version" if method in LATER else "is unknown"
         raise RpcError(METHOD_NOT_FOUND, f"method {method!r} {why} (known: {', '.join(sorted(COMMANDS))})")
-    return await command(daemon, params)
+    if method in READS or (method == "reload" and params.get("plan")):
+        return await command(daemon, params)
+    if method != "shutdown":
+        daemon.require_running()  # what changes something comes too early, or too late, else
+    done: dict[str, Any] = await daemon.audit.carry_out(by, method, params, command(daemon, params))
+    return done

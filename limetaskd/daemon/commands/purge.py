@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from limetaskd.core.routing import find_queue
 from limetaskd.daemon.control.protocol import INVALID_PARAMS, Params, RpcError, take
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.launch import AGENT
@@ -15,10 +14,7 @@ async def run(daemon: Daemon, params: Params) -> dict[str, Any]:
     name = take(params, {"queue": (str,)})["queue"]
     if not name:
         raise RpcError(INVALID_PARAMS, "queue must be given")
-    queue = find_queue(daemon.plan.settings, name)
-    if queue is None:
-        known = ", ".join(queue.name for queue in daemon.plan.settings.queues)
-        raise CommandError(f"no queue {name!r} is configured: there are {known}")
+    queue = daemon.steering.queue(name)
     agent = daemon.units[AGENT].current
     if agent is None or agent.connection is None:
         raise CommandError("the agent that talks to the broker is not up: try again, see limetaskctl status")

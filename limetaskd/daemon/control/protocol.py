@@ -1,6 +1,7 @@
 """JSON-RPC 2.0 on the wire (pure): one JSON document a frame, at most 1 MiB.
 
-    request   {"jsonrpc": "2.0", "id": 1, "method": "status", "params": {}}       "protocol": 1 may be added
+    request   {"jsonrpc": "2.0", "id": 1, "method": "status", "params": {}}
+              "protocol": 1 and "client": {"uid", "user", "pid"} may be added
     result    {"jsonrpc": "2.0", "id": 1, "result": {...}}
     error     {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": "..."}}
 """
@@ -41,6 +42,7 @@ class Request:
     method: str
     params: Params
     wants_answer: bool
+    client: Params  # what the client says of itself: for the audit log, proven by nothing
 
 
 def parse(frame: bytes) -> Request:
@@ -74,7 +76,8 @@ def parse(frame: bytes) -> Request:
         params = {}
     if not isinstance(params, dict):
         raise RpcError(INVALID_PARAMS, "params must be an object", request_id)
-    return Request(request_id, method, params, "id" in document)
+    client = document.get("client")
+    return Request(request_id, method, params, "id" in document, client if isinstance(client, dict) else {})
 
 
 def result(request_id: Any, value: Any) -> bytes:

@@ -14,6 +14,7 @@ import zmq.asyncio
 
 from limetaskd.core.redact import redact_text
 from limetaskd.daemon import commands
+from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.control import protocol
 from limetaskd.daemon.control.protocol import RpcError
 from limetaskd.daemon.daemon import Daemon
@@ -87,7 +88,9 @@ class ControlServer:
                 raise RpcError(protocol.INVALID_REQUEST, "one frame a request")
             request = protocol.parse(frames[-1])
             request_id, wants_answer = request.id, request.wants_answer
-            reply = protocol.result(request_id, await commands.run(self._daemon, request.method, request.params))
+            by = Operator.of_client(request.client)
+            answer = await commands.run(self._daemon, request.method, request.params, by)
+            reply = protocol.result(request_id, answer)
         except RpcError as error:
             reply = protocol.error(error.request_id if request_id is None else request_id, error.code, str(error))
         except LimetaskError as error:
