@@ -36,8 +36,10 @@ class Health:
     def ailment(self, unit: Unit, incarnation: Incarnation, now: float) -> str | None:
         """What is wrong with it, in words; None: nothing."""
         report = incarnation.report
-        if report is None or not incarnation.launch.reports or incarnation.ending is not None:
+        if not incarnation.launch.reports or incarnation.ending is not None:
             return None
+        if report is None:  # taken over, and never heard
+            return f"silent for {incarnation.silent_s():.0f} s: its main process hangs" if incarnation.hung() else None
         slots = incarnation.board.read() if incarnation.board is not None else []
         own = [slot for slot in slots if slot.pid == incarnation.pid and slot.running is not None]
         age = report.data.get("loop_age_s")

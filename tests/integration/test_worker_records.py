@@ -95,7 +95,7 @@ def test_a_redelivered_task_has_no_record_until_it_ends(urls: Urls) -> None:  # 
         os.kill(process.children()[0], signal.SIGKILL)
         settled(lambda: len(bench.lines()), 2)
         assert bench.records() == []
-        assert [event.event for event in bench.daemon.events] == ["task_redelivered"]
+        assert [event.event for event in bench.daemon.events] == ["child_died", "task_redelivered"]
         gate.touch()
         sent.get(timeout=60)
         assert _record_of(bench, sent.id)["task_outcome"] == "SUCCESS"
