@@ -116,7 +116,9 @@ def test_a_drained_pool_finishes_and_stays_stopped(daemon: Daemon) -> None:
     assert "asap:0" in json.dumps(failed[0])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 99}', '{"version": 1, "paused": [{"x": 1}], "departing": []}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"version": 99}', '{"version": 1, "paused": [{"x": 1}], "departing": []}']
+)
 def test_saved_state_that_cannot_be_read_is_set_aside(redis_url: str, make_daemon: MakeDaemon, text: str) -> None:
     daemon = make_daemon(configuration(redis_url, redis_url))
     daemon.module("crmtasks", SOURCE)
