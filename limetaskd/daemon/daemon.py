@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import errno
 import logging
 import signal
 import time
@@ -12,14 +11,14 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from limetaskd.core.accepted import Accepted
-from limetaskd.core.board import Board, process_start_ticks
 from limetaskd.core.channel import Event, State
-from limetaskd.daemon import embedded, engine, files, gather, orphans
+from limetaskd.daemon import embedded, engine, files, orphans
 from limetaskd.daemon.audit import Audit
 from limetaskd.daemon.autoscaling import Autoscaling
 from limetaskd.daemon.channel import ChannelServer, Connection
 from limetaskd.daemon.events import EventBus
-from limetaskd.daemon.incarnation import ADOPTED, EXEC, FORK, Incarnation, Launch, launch_environment
+from limetaskd.daemon.incarnation import Incarnation, Launch
+from limetaskd.daemon.keeper import Keeper
 from limetaskd.daemon.launch import (
     AGENT,
     BROKER,
@@ -32,12 +31,12 @@ from limetaskd.daemon.launch import (
     worker_launch,
 )
 from limetaskd.daemon.logpump import LogPump
+from limetaskd.daemon.nursery import Nursery
 from limetaskd.daemon.pools import Scales
-from limetaskd.daemon.spawner import ProcessRef, become_subreaper, find, forked, reap_strangers, spawn
+from limetaskd.daemon.spawner import become_subreaper
 from limetaskd.daemon.steering import Steering
-from limetaskd.daemon.succession import Memory, boot_id
 from limetaskd.daemon.unit import Unit
-from limetaskd.errors import CommandError, LimetaskError
+from limetaskd.errors import CommandError
 from limetaskd.plan.model import Plan, PoolPlan
 from limetaskd.policy.restart import RestartPolicy
 
@@ -51,11 +50,6 @@ TICK_S = 5.0
 FROZEN_S = 3 * TICK_S
 BROKER_POLL_S = 0.05
 BROKER_PATIENCE_S = 15.0
-MEMORY_PAUSE_S = 0.2
-# Imports may take long; workers wait for them rather than to import the same beside the image.
-IMAGE_PATIENCE_S = 60.0
-FORK_TIMEOUT_S = 10.0
-STRANGER_STOP_S = 600.0
 CLOSE_S = 5.0
 ACCOUNTS_S = 15.0  # at a stop, for what is left to say of tasks that were killed
 
@@ -85,17 +79,14 @@ class Daemon:
         self.stop_now = asyncio.Event()
         self.upgrade_requested = asyncio.Event()
         self.replacing = False  # this process becomes newer code: its workers run on
-        self.strangers_to_keep: set[int] = set()  # children that are no units, whose exit somebody waits for
-        self._memory_changed = asyncio.Event()
+        self.nursery = Nursery(self)
+        self.keeper = Keeper(self)
         self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)
         self.guard: Guard | None = None  # sets itself
         self._tick_task: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._accounts: set[asyncio.Task[Any]] = set()
         self._xmlrpc: engine.XmlRpcServer | None = None
-        self._forking = 0  # forks whose pid is not known yet: it must not be reaped as a stranger's
-        self._early: dict[tuple[str, int, int], tuple[Connection, State]] = {}  # reports that came before the birth
-        self._knows_all = False  # what a daemon before us left behind has been taken over
         self._started = False  # everything has been set going
 
     @property
@@ -142,10 +133,10 @@ class Daemon:
     async def start(self) -> None:
         """Bring everything up; returns when all has been set going (not when all consumes)."""
         become_subreaper()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reap_strangers)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.nursery.reap_strangers)
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
-        await self.load_scales()
-        memory = await self._load_memory()
+        await self.keeper.load_scales()
+        memory = await self.keeper.load_memory()
         await self.steering.load()
         await self.write_settings()
         await self.write_accepted()
@@ -160,10 +151,9 @@ class Daemon:
                 self.add_worker(pool.name, index)
         if self.plan.beat_pool is not None:
             self.add_beat(self.plan.beat_pool)
-        stopped = self._recall(memory)
+        stopped = self.keeper.recall(memory)
         orphans.take_over(self, found, stopped)
-        self._knows_all = True
-        self._dismiss_strangers()
+        self.nursery.knows_all()
         if broker is not None:
             # Without it, every new worker would only wait; those taken over are known by now.
             deadline = time.monotonic() + BROKER_PATIENCE_S
@@ -178,8 +168,7 @@ class Daemon:
             else:
                 unit.start()
         self._started = True
-        self.events.subscribe(lambda _event: self._memory_changed.set())
-        self.background(self._keep_memory())
+        self.keeper.start()
         if self.plan.supervisor_socket:
             self._xmlrpc = engine.XmlRpcServer(
                 self.groups, self.paths.supervisor, self.stop_requested.set, self.reload_requested.set
@@ -208,76 +197,6 @@ class Daemon:
             await other.stopped()
         unit.start()
 
-    async def load_scales(self) -> None:
-        """Scales that an operator asked to keep; a damaged file is set aside."""
-        try:
-            text = await asyncio.to_thread(files.read, self.paths.scale)
-            if text is not None:
-                self.scales = Scales.from_json(text)
-        except ValueError as error:
-            aside = await asyncio.to_thread(files.set_aside, self.paths.scale)
-            log.error("%s: %s; set aside as %s, pools start as configured", self.paths.scale, error, aside)
-
-    async def _load_memory(self) -> Memory | None:
-        """What a daemon that died or was replaced knew; a damaged file is set aside."""
-        text = await asyncio.to_thread(files.read, self.paths.memory)
-        if text is None:
-            return None
-        try:
-            memory = Memory.from_json(text)
-        except ValueError as error:
-            aside = await asyncio.to_thread(files.set_aside, self.paths.memory)
-            log.error("%s: %s; set aside as %s", self.paths.memory, error, aside, extra={"action": "set_aside"})
-            return None
-        self.generation = memory.generation
-        self.scales.by_pool.update({name: scale for name, scale in memory.scales.items() if self.plan.pool(name)})
-        return memory
-
-    def _recall(self, memory: Memory | None) -> set[str]:
-        """Give the units their history; the names that an operator had stopped."""
-        if memory is None:
-            return set()
-        same_boot = memory.boot_id == boot_id()
-        for name, known in memory.units.items():
-            unit = self.units.get(name)
-            if unit is not None:
-                unit.recall(known, same_boot=same_boot)
-        return {name for name, known in memory.units.items() if known.stopped}
-
-    async def save_memory(self) -> None:
-        units = {name: unit.remember() for name, unit in self.units.items() if not unit.leftover}
-        memory = Memory(boot_id(), self.generation, units, dict(self.scales.by_pool))
-        await asyncio.to_thread(files.write_atomically, self.paths.memory, memory.to_json())
-
-    async def _keep_memory(self) -> None:
-        """Save soon after each change, many changes at once."""
-        while True:
-            await self._memory_changed.wait()
-            self._memory_changed.clear()
-            try:
-                if not self.stopping:
-                    await self.save_memory()
-            except OSError as error:
-                log.error("%s cannot be written, the next daemon may know less: %s", self.paths.memory, error)
-            await asyncio.sleep(MEMORY_PAUSE_S)
-
-    async def refresh_image(self) -> None:
-        """Replace the image when its modules or settings are not those of now. Its failure is in the log."""
-        image = self.units.get(IMAGE)
-        if image is None:
-            return
-        current = image.current
-        if current is not None and current.connection is not None and image.ready:
-            if current.launch.fingerprint == image.launch(image.generation).fingerprint:
-                changed = (await current.connection.call("stale", {}, FORK_TIMEOUT_S))["changed"]
-                if not changed:
-                    return
-                log.info("the image is replaced: %s changed", ", ".join(changed), extra={"action": "image_stale"})
-            await gather.roll(self, image)
-            return
-        image.start()
-        await image.started()
-
     async def write_settings(self) -> None:
         """What workers read when they start: the settings (secret)."""
         text = self.steering.settings().to_json()
@@ -297,7 +216,7 @@ class Daemon:
         unit = self._add(BROKER, "broker", lambda _generation: broker_launch(self.plan, argv))
         alive = await asyncio.to_thread(orphans.embedded_server, embedded.socket_path(state_dir))
         if alive is not None:
-            unit.adopt(self.take_over(unit, unit.launch(1), 1, alive, None))
+            unit.adopt(self.nursery.take_over(unit, unit.launch(1), 1, alive, None))
         else:
             unit.start()
         self.background(self._watch_broker(unit))
@@ -345,83 +264,11 @@ class Daemon:
 
     # What units ask for.
 
+    async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
+        return await self.nursery.bring_to_life(unit, launch, generation)
+
     def restart_policy(self) -> RestartPolicy:
         return RestartPolicy(**dataclasses.asdict(self.plan.restart))
-
-    async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
-        """Start a process: forked from the image where there is one, else by exec. Raises OSError."""
-        board = None
-        if launch.board_path is not None:
-            board = Board.create(launch.board_path, launch.board_slots)
-        ref = await self._fork(unit, launch) if launch.forkable else None
-        origin = EXEC if ref is None else FORK
-        if ref is None:
-            # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
-            protected = unit.kind == "broker"
-            ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path, protected=protected)
-        return self._incarnation(unit, launch, generation, ref, board, origin)
-
-    async def _fork(self, unit: Unit, launch: Launch) -> ProcessRef | None:
-        """Let the image fork it; None when there is no image that can, with the reason in the log."""
-        image = self.units.get(IMAGE)
-        if image is None or launch.spec is None:
-            return None
-        deadline = time.monotonic() + IMAGE_PATIENCE_S
-        while image.state in {engine.STARTING, engine.STOPPING} and time.monotonic() < deadline:
-            if self.stopping or unit.state == engine.STOPPING:
-                raise OSError(errno.ECANCELED, "stopped meanwhile")
-            await image.changed(0.5)
-        if not image.ready or image.current is None or image.current.connection is None:
-            log.warning(
-                "%s is started by exec: the image %s", unit.name, image.reason or f"is {image.state_name}",
-                extra={"action": "exec_without_image", "worker": unit.name},
-            )  # fmt: skip
-            return None
-        source = image.current
-        self._forking += 1
-        try:
-            reply = await image.current.connection.call(
-                "fork", {"spec": launch.spec.to_json(), "nice": launch.nice}, FORK_TIMEOUT_S
-            )
-            return forked(int(reply["pid"]))
-        except (LimetaskError, OSError) as error:
-            log.warning("%s is started by exec: the image could not fork it: %s", unit.name, error)
-            # It must not fork this one later, beside the one that is started now.
-            await source.kill()
-            return None
-        finally:
-            self._forking -= 1
-            self.reap_strangers()
-
-    def reap_strangers(self) -> None:
-        """SIGCHLD: as a subreaper we get what killed workers leave behind."""
-        if self._forking == 0:
-            known = {process.pid for unit in self.units.values() for process in unit.processes()}
-            reap_strangers(known | self.strangers_to_keep)
-
-    def _incarnation(
-        self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None, origin: str
-    ) -> Incarnation:
-        incarnation = Incarnation(
-            name=unit.name,
-            generation=generation,
-            launch=launch,
-            ref=ref,
-            exited=asyncio.get_running_loop().create_future(),
-            origin=origin,
-            board=board,
-        )
-        incarnation.watch(lambda dead: unit.died(dead, dead.exited.result()))
-        early = self._early.pop((unit.name, generation, ref.pid), None)
-        if early is not None:
-            incarnation.connection, incarnation.report = early
-        return incarnation
-
-    def take_over(
-        self, unit: Unit, launch: Launch, generation: int, ref: ProcessRef, board: Board | None
-    ) -> Incarnation:
-        """An incarnation of a process that a dead daemon left behind."""
-        return self._incarnation(unit, launch, generation, ref, board, ADOPTED)
 
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None:
         """After every death: its record goes; its tasks are accounted for; what it held on Redis comes back at once."""
@@ -433,7 +280,7 @@ class Daemon:
             incarnation.forget()
         record = self.paths.record(unit.name, incarnation.generation)
         self.background(asyncio.to_thread(files.remove, record))
-        self.reap_strangers()  # one of ours may have hidden them
+        self.nursery.reap_strangers()  # one of ours may have hidden them
         if unit.leftover and not unit.busy and self.units.get(unit.name) is unit:
             self.remove_unit(unit.name)
         agent = self.units.get(AGENT)
@@ -453,39 +300,12 @@ class Daemon:
         unit = self.units.get(state.name)
         incarnation = unit.incarnation(state.generation, state.pid) if unit is not None else None
         if unit is None or incarnation is None:
-            # Faster than the answer of the image that forked it; or nobody's.
-            self._early[(state.name, state.generation, state.pid)] = (connection, state)
-            self._dismiss_strangers()
+            self.nursery.reported_early(connection, state)
             return
         unit.reported(incarnation, connection, state)
         self.steering.reported(unit, incarnation)
         if unit.kind == "agent":
             self.broker_figures = state.data
-
-    def _dismiss_strangers(self) -> None:
-        """End processes that speak to us and that nobody knows: their record was damaged, or their birth not heard of.
-
-        A worker finishes its tasks; a schedule is killed, since there must never be two.
-        """
-        if not self._knows_all or self._forking:
-            return
-        for key, (connection, state) in list(self._early.items()):
-            del self._early[key]
-            ticks = process_start_ticks(connection.peer_pid)
-            ref = find(connection.peer_pid, ticks) if ticks is not None else None
-            if ref is None:
-                continue
-            log.error(
-                "%s (pid %d) runs and is not known to this daemon: it has to go", state.name, ref.pid,
-                extra={"action": "stranger", "worker": state.name},
-            )  # fmt: skip
-            kind = "beat" if state.name.endswith(":beat") else "worker"
-            unit = self.units.get(state.name) or self.add_leftover(state.name, kind)
-            launch = Launch(argv=(), env={}, log_path=self.paths.log(state.name), stop_timeout_s=STRANGER_STOP_S)
-            incarnation = self.take_over(unit, launch, state.generation, ref, None)
-            incarnation.connection, incarnation.report = connection, state
-            unit.leaving.append(incarnation)
-            incarnation.end(now=unit.kind != "worker")
 
     def _on_event(self, connection: Connection, event: Event) -> None:
         name = connection.state.name if connection.state else None
@@ -498,9 +318,7 @@ class Daemon:
             for incarnation in unit.processes():
                 if incarnation.connection is connection:
                     incarnation.connection = None
-        for key, (other, _) in list(self._early.items()):
-            if other is connection:
-                del self._early[key]
+        self.nursery.forget(connection)
 
     # The tick.
 
@@ -525,7 +343,7 @@ class Daemon:
 
     async def stop(self) -> None:
         """Graceful, until `stop_now` is set: the schedule first, workers next, their helpers last."""
-        known_all = self._knows_all
+        complete = self._started
         self.state = "stopping"
         hurry = self.background(self._hurry())
         if self._xmlrpc is not None:
@@ -544,7 +362,7 @@ class Daemon:
         hurry.cancel()
         await asyncio.to_thread(files.remove, self.paths.accepted)
         await asyncio.to_thread(files.remove, self.paths.settings)
-        if known_all:  # after a start that failed half-way, it is still the next one's to read
+        if complete:  # after a start that failed half-way, it is still the next one's to read
             await asyncio.to_thread(files.remove, self.paths.memory)
 
     async def _hurry(self) -> None:

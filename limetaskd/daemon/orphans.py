@@ -92,7 +92,7 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
         unit = daemon.units.get(record.name)
         if unit is None:
             unit = daemon.add_leftover(record.name, record.kind)
-        incarnation = daemon.take_over(unit, _launch(record), record.generation, orphan.ref, _board(record))
+        incarnation = daemon.nursery.take_over(unit, _launch(record), record.generation, orphan.ref, _board(record))
         incarnation.started = started_at(record.start_ticks)
         unit.generation = max(unit.generation, record.generation)
         wanted = unit.current is None and not unit.leftover and record.name not in stopped

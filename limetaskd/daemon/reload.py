@@ -109,7 +109,7 @@ async def _apply(daemon: Daemon, new: Plan, difference: PlanDiff) -> None:
     try:
         await daemon.write_settings()
         if difference.settings:
-            await daemon.refresh_image()
+            await daemon.nursery.refresh_image()
         await _bring_up(daemon, difference)
     except (LimetaskError, OSError) as error:
         steering.departing = departing_before
@@ -199,7 +199,7 @@ async def _undo(daemon: Daemon, old: Plan, scales: dict[str, Any], difference: P
         for unit in [unit for unit in daemon.units.values() if unit.name.split(":")[0] == name]:
             scaling.retire(daemon, unit)
     try:
-        await daemon.refresh_image()
+        await daemon.nursery.refresh_image()
     except CommandError as error:
         log.warning("the image of the old configuration could not be made again: %s", error)
     for name in (*difference.rolled, *difference.in_place):

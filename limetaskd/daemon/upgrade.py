@@ -64,7 +64,7 @@ async def upgrade(daemon: Daemon) -> dict[str, Any]:
         except CommandError as error:
             daemon.events.emit("upgrade_refused", reason=str(error))
             raise
-        await daemon.save_memory()
+        await daemon.keeper.save_memory()
         log.info("the installed code passed its rehearsal: replacing this process", extra={"action": "upgrade"})
         daemon.replacing = True
         daemon.state = "replacing"
@@ -81,11 +81,11 @@ async def _rehearse(daemon: Daemon) -> None:
         ref = spawn([*command_line(daemon.plan, detached=False), "--rehearse"], environ, str(output))
     except OSError as error:
         raise CommandError(f"the installed code cannot be started: {error}") from error
-    daemon.strangers_to_keep.add(ref.pid)
+    daemon.nursery.strangers_to_keep.add(ref.pid)
     try:
         how = await _ended(ref)
     finally:
-        daemon.strangers_to_keep.discard(ref.pid)
+        daemon.nursery.strangers_to_keep.discard(ref.pid)
     if how.status != 0:
         text = await asyncio.to_thread(files.read, str(output)) or ""
         lines = [line for line in redact_text(text).splitlines() if line.strip()][-_REASON_LINES:]

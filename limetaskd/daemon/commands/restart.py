@@ -22,7 +22,7 @@ async def run(daemon: Daemon, params: Params) -> dict[str, Any]:
         raise RpcError(INVALID_PARAMS, "at_once must be at least 1")
     units = list(dict.fromkeys(unit for name in names(params, "names") for unit in daemon.find_units(name)))
     try:
-        await daemon.refresh_image()
+        await daemon.nursery.refresh_image()
     except CommandError as error:
         # Workers then start by exec; if the modules are broken, their restart fails with the reason.
         log.warning("the image could not be replaced: %s", error)
