@@ -198,7 +198,7 @@ def test_the_socket_of_the_environment(server: ControlServer, folder: Path) -> N
     ("words", "message"),
     [
         ("statsu", "unknown command 'statsu': did you mean 'status'?"),
-        ("kill q", "'kill' is not available in this version"),
+        ("keys q", "'keys' is not available in this version"),
         ("--frob status", "unrecognized arguments"),
         ("scale asap=x", "N is a number"),
     ],
