@@ -28,7 +28,7 @@ def test_a_command_imports_zmq_and_nothing_heavy(words: list[str]) -> None:
     assert not modules & set(SLOW.split())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["completion", "bash"], ["statsu"], ["keys", "x"]])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["completion", "bash"], ["statsu"], ["health"]])
 def test_what_needs_no_daemon_imports_no_zmq(words: list[str]) -> None:
     modules = imported(*words)
     assert not modules & {*SLOW.split(), "zmq"}
