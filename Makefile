@@ -11,7 +11,7 @@ PYTEST_ARGS ?=
 # The tests wait more than they compute; a file stays in one process, so that its brokers and daemons do.
 PARALLEL ?= -n 3 --dist loadfile
 
-.PHONY: help venv demo test check test-unit brokers clean
+.PHONY: help venv demo test check test-unit brokers clean deb rpm packages test-packages
 
 help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -47,6 +47,28 @@ test: venv brokers ## All checks and all tests; as root it installs RabbitMQ and
 
 test-unit: venv ## The tests that need no server
 	$(BIN)/python -m pytest tests/unit $(PYTEST_ARGS)
+
+$(VENV)/.packaging: $(VENV)/.runtime
+	@echo "installing the tools that build packages into $(VENV) ..."
+	@$(PIP) --group packaging
+	@touch $@
+
+deb: $(VENV)/.packaging ## The Debian package, in dist
+	@scripts/package-tools.sh build
+	@$(BIN)/python packaging/build.py $@
+
+rpm: $(VENV)/.packaging ## The rpm, in dist
+	@scripts/package-tools.sh build
+	@$(BIN)/python packaging/build.py $@
+
+packages: $(VENV)/.packaging ## Both packages, in dist
+	@scripts/package-tools.sh build
+	@$(BIN)/python packaging/build.py
+
+test-packages: venv $(VENV)/.packaging ## Install and run the packages: Debian 12 and 13, rpm, a booted systemd (root only)
+	@scripts/package-tools.sh test
+	@# Mounts of its own, that end with it.
+	unshare --mount --propagation private $(BIN)/python -m pytest tests/packages --durations=10 $(PYTEST_ARGS)
 
 clean: ## Remove what these commands made
 	rm -rf $(VENV) .demo build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -96,6 +96,7 @@ class Daemon:
         self._forking = 0  # forks whose pid is not known yet: it must not be reaped as a stranger's
         self._early: dict[tuple[str, int, int], tuple[Connection, State]] = {}  # reports that came before the birth
         self._knows_all = False  # what a daemon before us left behind has been taken over
+        self._started = False  # everything has been set going
 
     @property
     def stopping(self) -> bool:
@@ -104,8 +105,8 @@ class Daemon:
 
     def require_running(self) -> None:
         """Raises CommandError while the daemon starts, stops or is replaced: nothing may be changed then."""
-        if not self._knows_all or self.stopping or self.replacing:
-            raise CommandError(f"limetaskd is {self.state if self._knows_all else 'starting'}: try again in a moment")
+        if not self._started or self.stopping or self.replacing:
+            raise CommandError(f"limetaskd is {self.state if self._started else 'starting'}: try again in a moment")
 
     # Pools.
 
@@ -150,8 +151,7 @@ class Daemon:
         await self.write_accepted()
         self.channel.start()
         found = await asyncio.to_thread(orphans.find_all, self.paths)
-        if self.plan.embedded:
-            await self._start_broker()
+        broker = await self._start_broker() if self.plan.embedded else None
         if self.plan.preload:
             self._add(IMAGE, "image", lambda generation: image_launch(self.plan, generation)).start()
         self._add(AGENT, "agent", lambda generation: agent_launch(self.plan, generation))
@@ -164,6 +164,11 @@ class Daemon:
         orphans.take_over(self, found, stopped)
         self._knows_all = True
         self._dismiss_strangers()
+        if broker is not None:
+            # Without it, every new worker would only wait; those taken over are known by now.
+            deadline = time.monotonic() + BROKER_PATIENCE_S
+            while broker.state != engine.RUNNING and time.monotonic() < deadline:
+                await broker.changed(1.0)
         schedules = [unit for unit in self.units.values() if unit.kind == "beat" and unit.leaving]
         for unit in list(self.units.values()):
             if unit.leftover or unit.current is not None or unit.name in stopped or unit.kind in {"broker", "image"}:
@@ -172,6 +177,7 @@ class Daemon:
                 self.background(self._start_after(unit, schedules))
             else:
                 unit.start()
+        self._started = True
         self.events.subscribe(lambda _event: self._memory_changed.set())
         self.background(self._keep_memory())
         if self.plan.supervisor_socket:
@@ -282,8 +288,8 @@ class Daemon:
         accepted = Accepted.of(self.plan.settings, self.generation)
         await asyncio.to_thread(files.write_atomically, self.paths.accepted, accepted.to_json(), 0o644)
 
-    async def _start_broker(self) -> None:
-        """The embedded server first: without it, every worker would only wait."""
+    async def _start_broker(self) -> Unit:
+        """The embedded server comes first."""
         state_dir = self.plan.state_dir
         await asyncio.to_thread(embedded.prepare, state_dir)
         binary = await asyncio.to_thread(embedded.find_server)
@@ -295,9 +301,7 @@ class Daemon:
         else:
             unit.start()
         self.background(self._watch_broker(unit))
-        deadline = time.monotonic() + BROKER_PATIENCE_S
-        while unit.state != engine.RUNNING and time.monotonic() < deadline:
-            await unit.changed(1.0)
+        return unit
 
     async def _watch_broker(self, unit: Unit) -> None:
         """The embedded server speaks no channel: ask it until it answers, after each start."""
@@ -352,7 +356,9 @@ class Daemon:
         ref = await self._fork(unit, launch) if launch.forkable else None
         origin = EXEC if ref is None else FORK
         if ref is None:
-            ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path)
+            # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
+            protected = unit.kind == "broker"
+            ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path, protected=protected)
         return self._incarnation(unit, launch, generation, ref, board, origin)
 
     async def _fork(self, unit: Unit, launch: Launch) -> ProcessRef | None:

@@ -76,6 +76,13 @@ def main(argv: list[str] | None = None) -> int:
             for problem in error.problems:
                 print(f"limetaskd: {problem}", file=sys.stderr)
         return EXIT_CONFIG
+    problems = privileges.host_problems(plan)
+    if problems:
+        for problem in problems:
+            print(f"limetaskd: {problem}", file=sys.stderr)
+        if arguments.json:
+            print(json.dumps({"errors": problems}, indent=2))
+        return EXIT_CONFIG
     if arguments.rehearse:
         problems = rehearse_state(paths_of(plan))
         print("\n".join(problems))
@@ -110,7 +117,8 @@ def start(plan: Plan, *, detach: bool) -> int:
             from daemon import DaemonContext  # only here: who does not detach need not pay for it
 
             lock.release()  # a record lock does not survive the fork; taken again below
-            DaemonContext(working_directory="/", umask=0o027).open()
+            # The folder stays: task modules are found there, detached or not.
+            DaemonContext(working_directory=str(Path.cwd()), umask=0o027).open()
             lock = RuntimeLock(plan.runtime_dir)
     pidfile = Path(paths_of(plan).pidfile)
     logs = LogPump(

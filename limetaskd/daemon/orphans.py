@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,6 +93,7 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
         if unit is None:
             unit = daemon.add_leftover(record.name, record.kind)
         incarnation = daemon.take_over(unit, _launch(record), record.generation, orphan.ref, _board(record))
+        incarnation.started = started_at(record.start_ticks)
         unit.generation = max(unit.generation, record.generation)
         wanted = unit.current is None and not unit.leftover and record.name not in stopped
         if wanted and unit.launch(record.generation).fingerprint == record.fingerprint:
@@ -100,6 +103,12 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
         log.info("%s: pid %d finishes its tasks and goes", record.name, record.pid, extra={"action": "leftover"})
         unit.leaving.append(incarnation)
         incarnation.end(now=record.kind != "worker")
+
+
+def started_at(start_ticks: int) -> float:
+    """The start of a process on our monotonic clock, from its clock ticks since boot."""
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - age_s
 
 
 def embedded_server(socket_path: str) -> ProcessRef | None:

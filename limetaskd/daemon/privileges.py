@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
+import sys
 from pathlib import Path
 
 from limetaskd.errors import LimetaskError
@@ -16,6 +18,26 @@ def account(name: str) -> pwd.struct_passwd:
         return pwd.getpwnam(name)
     except KeyError as error:
         raise LimetaskError(f"limetaskd.user: there is no user {name!r} on this host") from error
+
+
+def host_problems(plan: Plan) -> list[str]:
+    """What the plan names and this host does not have, one line each: found by `--check` as well as at the start."""
+    problems = []
+    if plan.user is not None:
+        try:
+            account(plan.user)
+        except LimetaskError as error:
+            problems.append(str(error))
+    if plan.control.group is not None:
+        try:
+            grp.getgrnam(plan.control.group)
+        except KeyError:
+            problems.append(f"limetaskd.control.group: there is no group {plan.control.group!r} on this host")
+    if plan.logging.destination != "stderr" and not Path(plan.logging.destination).parent.is_dir():
+        problems.append(f"limetaskd.logging.destination: there is no folder {Path(plan.logging.destination).parent}")
+    if plan.python is not None and not os.access(plan.python, os.X_OK):
+        problems.append(f"limetaskd.python: {plan.python} is not there or cannot be executed")
+    return problems
 
 
 def prepare_folders(plan: Plan) -> None:
@@ -61,3 +83,9 @@ def drop(user: str) -> None:
     os.setgid(entry.pw_gid)
     os.setuid(entry.pw_uid)
     os.environ.update({"HOME": entry.pw_dir, "USER": user, "LOGNAME": user})
+    for path in (sys.executable, os.__file__, __file__):
+        if not os.access(path, os.R_OK):
+            raise LimetaskError(
+                f"limetaskd.user: {user} cannot read {path}: install the interpreter and limetaskd where every user "
+                "can read them"
+            )

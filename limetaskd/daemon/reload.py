@@ -71,6 +71,12 @@ async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
         }
         if only_plan:
             return answer
+        if difference.empty:
+            daemon.last_reload_error = None
+            daemon.events.emit("reload_started", summary=[])
+            daemon.events.emit("reload_done", generation=daemon.generation)
+            log.info("reloaded: nothing changed", extra={"action": "reloaded"})
+            return answer
         await _check_destination(new)
         daemon.events.emit("reload_started", summary=answer["summary"])
         done = False
@@ -78,7 +84,9 @@ async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
             await _apply(daemon, new, difference)
             done = True
         finally:
-            # Whatever happens, the service manager hears that the reload is over.
+            # Whatever happens, pools do not consume the union of old and new for ever, and the service manager hears
+            # that the reload is over.
+            daemon.steering.end_move()
             daemon.events.emit("reload_done" if done else "reload_undone", generation=daemon.generation)
         daemon.last_reload_error = None
         log.info("reloaded: %s", "; ".join(answer["summary"]) or "nothing changed", extra={"action": "reloaded"})

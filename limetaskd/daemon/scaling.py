@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import resource
 from typing import TYPE_CHECKING, Any
 
 from limetaskd.daemon import files
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from limetaskd.plan.model import PoolPlan
 
 log = logging.getLogger("limetaskd.scaling")
+
+MOST_SLOTS = 10_000  # as in the configuration
 
 
 async def scale(daemon: Daemon, wanted: dict[str, int | None], workers: bool, persist: bool) -> list[dict[str, Any]]:
@@ -33,6 +36,11 @@ async def scale(daemon: Daemon, wanted: dict[str, int | None], workers: bool, pe
                     raise CommandError(
                         f"{name}: slots of a {plan.kind} pool are fixed at its start: scale --workers, "
                         f"or change limetaskd.pools.{name}.concurrency and restart it"
+                    )
+                most = MOST_SLOTS if workers else min(MOST_SLOTS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 8)
+                if number is not None and number > most:
+                    raise CommandError(
+                        f"{name}={number}: at most {most} on this host (each slot needs open files: see ulimit -n)"
                     )
                 daemon.scales.set(plan, number, workers=workers, persist=persist)
             for name in wanted:

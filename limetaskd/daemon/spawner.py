@@ -8,15 +8,19 @@ the loop at once, without polling and without `waitpid(-1)`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
 from ctypes import CDLL
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
 from limetaskd.core.board import process_start_ticks
+
+log = logging.getLogger("limetaskd.spawner")
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,13 @@ class ProcessRef:
             self.pidfd = -1
 
 
-def spawn(argv: Sequence[str], environ: Mapping[str, str], log_path: str) -> ProcessRef:
+def spawn(
+    argv: Sequence[str], environ: Mapping[str, str], log_path: str, *, protected: bool = True
+) -> ProcessRef:
     """Start `argv` in a session of its own, with descriptors 1 and 2 appended to `log_path` and 0 on /dev/null.
 
-    No pipe ties the process to us: it writes on when we are gone. Raises OSError when it cannot be started.
+    No pipe ties the process to us: it writes on when we are gone. `protected` False: a protection of ours from the
+    kernel's OOM killer (OOMScoreAdjust= of the unit) is not for it. Raises OSError when it cannot be started.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     pid = os.posix_spawnp(
@@ -112,8 +119,20 @@ def spawn(argv: Sequence[str], environ: Mapping[str, str], log_path: str) -> Pro
         setsigmask=[],
         setsigdef=[signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1],
     )
+    if not protected:
+        expose_to_oom_killer(Path(f"/proc/{pid}/oom_score_adj"))
     pidfd = os.pidfd_open(pid)  # our own unreaped child: the pid cannot have been used again
     return ProcessRef(pid, process_start_ticks(pid) or 0, pidfd, child=True)
+
+
+def expose_to_oom_killer(path: Path) -> None:
+    """Raise the negative `oom_score_adj` of a child to 0: task code that eats the memory is to die, not its host."""
+    try:
+        if int(path.read_text()) < 0:
+            path.write_text("0")
+    except (OSError, ValueError) as error:
+        # It has ended already, or /proc is closed to us: nothing else depends on it.
+        log.debug("%s stays as it is: %s", path, error)
 
 
 _PR_SET_CHILD_SUBREAPER = 36

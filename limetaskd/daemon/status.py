@@ -104,6 +104,7 @@ def _pool(daemon: Daemon, pool: PoolPlan, figures: dict[int, dict[str, float]]) 
         "state": engine.state_name(state),
         "concurrency": pool.concurrency,
         "paused": [_actual(daemon, pause.queue) for pause in pauses],
+        "departing": [_actual(daemon, name) for name in queues if name in daemon.steering.departing],
         "pauses": [pause.as_document(_actual(daemon, pause.queue)) for pause in pauses],
         "workers": [_worker(unit, figures) for unit in units],
     }

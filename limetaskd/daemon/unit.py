@@ -90,7 +90,8 @@ class Unit:
 
     @property
     def ready(self) -> bool:
-        return self.current is not None and self.state == engine.RUNNING and self.current.consumes
+        current = self.current
+        return current is not None and self.state == engine.RUNNING and (current.consumes or not current.launch.reports)
 
     @property
     def settled(self) -> bool:
@@ -363,7 +364,8 @@ class Unit:
             self.machine.change_state(engine.RUNNING)
         elif report.phase == Phase.CONNECTING and self.state in {engine.RUNNING, engine.STARTING}:
             known = self.reason
-            self.reason = f"waits for its broker: {report.reason}" if report.reason else "connects to its broker"
+            said = (report.reason or "").removeprefix("waits for the broker ")
+            self.reason = f"waits for its broker: {said}" if said else "connects to its broker"
             if report.reason and self.reason != known:
                 log.warning("%s %s", self.name, self.reason, extra={"action": "broker_away", "worker": self.name})
             self.machine.change_state(engine.STARTING)
@@ -472,6 +474,7 @@ class Unit:
             self._give_up(successor)
             raise
         self._cancel_timer()
+        self.reason = None
         old, self.current, self.successor = self.current, successor, None
         self.machine.change_state(engine.RUNNING)
         self._host.events.emit(

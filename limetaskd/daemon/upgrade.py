@@ -32,9 +32,14 @@ REHEARSAL_TIMEOUT_S = 60.0
 _REASON_LINES = 5
 
 
+def interpreter() -> list[str]:
+    """Our interpreter. An isolated one stays so: PYTHONPATH and the current directory may hold another pydantic."""
+    return [sys.executable, *(["-I"] if sys.flags.isolated else [])]
+
+
 def command_line(plan: Plan, *, detached: bool) -> list[str]:
     """How this daemon was started, as a command that runs the code that is installed now, from any folder."""
-    command = [sys.executable, "-m", "limetaskd.daemon.main", "--config", plan.config_file or ""]
+    command = [*interpreter(), "-m", "limetaskd.daemon.main", "--config", plan.config_file or ""]
     return [*command, *(["--embedded"] if plan.embedded else []), *(["--daemon"] if detached else [])]
 
 

@@ -144,6 +144,9 @@ def test_unknown_names_are_refused_with_the_known_ones(daemon: Daemon, arguments
 
 def test_slots_out_of_range_are_refused(daemon: Daemon) -> None:
     assert daemon.run_ctl("scale", "asap=0").returncode in {1, 2}
+    refused = daemon.run_ctl("scale", "asap=9999999")
+    assert refused.returncode in {1, 2}
+    assert len(refused.stderr.splitlines()) == 1
     assert daemon.worker("asap:0")["concurrency"] == 2
 
 

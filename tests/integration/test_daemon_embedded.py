@@ -43,6 +43,9 @@ def test_tasks_run_and_senders_find_the_server_by_themselves(daemon: Daemon) -> 
     assert status is not None
     helpers = {helper["name"]: helper["state"] for helper in status["daemon"]["helpers"]}
     assert helpers == dict.fromkeys(("limetaskd:broker", "limetaskd:image", "limetaskd:agent"), "RUNNING")
+    daemon.ctl("stop", "limetaskd:broker")
+    daemon.ctl("start", "limetaskd:broker", timeout=60)
+    daemon.wait_running()
     socket = daemon.state_dir / "embedded" / "valkey.sock"
     assert stat.S_IMODE(socket.parent.stat().st_mode) & 0o007 == 0
     assert daemon.stop() == 0

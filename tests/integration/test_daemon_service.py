@@ -212,12 +212,25 @@ def test_an_old_celery_in_the_application_is_refused_with_its_version(
     assert "5.4.0" in daemon.worker("asap:0")["reason"]
 
 
-def test_an_interpreter_that_is_not_there_is_said(amqp_url: str, redis_url: str, make_daemon: MakeDaemon) -> None:
-    daemon = make_daemon(configuration(amqp_url, redis_url, python="/nonexistent/python"))
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"user": "no-such-user"}, "limetaskd.user: there is no user 'no-such-user'"),
+        ({"control": {"group": "no-such-group"}}, "limetaskd.control.group"),
+        ({"logging": {"destination": "/nonexistent/folder/x.log"}}, "limetaskd.logging.destination"),
+        ({"python": "/nonexistent/python"}, "limetaskd.python"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [[], ["--check"]])
+def test_what_this_host_does_not_have_is_found_before_the_start(
+    options: dict[str, object], expected: str, arguments: list[str], make_daemon: MakeDaemon
+) -> None:
+    daemon = make_daemon(configuration("amqp://", "redis://", **options), arguments=arguments)
     daemon.start()
-    wait_until(lambda: daemon.status() and daemon.pool("asap")["state"] == "FATAL", 60)
-    assert "/nonexistent/python" in daemon.worker("asap:0")["reason"]
-    assert daemon.stop() == 0
+    assert daemon.wait_exit() == 2
+    lines = [line for line in daemon.stderr_path.read_text().splitlines() if "warning" not in line]
+    assert len(lines) == 1
+    assert expected in lines[0]
 
 
 @pytest.mark.parametrize("key", ["runtime_dir", "state_dir"])

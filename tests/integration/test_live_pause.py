@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -81,9 +82,9 @@ def test_a_paused_queue_rests_until_it_is_resumed_whatever_restarts(daemon: Daem
 
 def test_a_pause_ends_by_itself(daemon: Daemon) -> None:
     with Sender(daemon) as sender:
-        daemon.ctl("pause", "q_asap", "--until", "1500ms")
-        assert daemon.pool("asap")["paused"] == ["q_asap"]
+        until = datetime.fromisoformat(daemon.ctl("pause", "q_asap", "--until", "2500ms")["queues"][0]["until"])
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
+        assert datetime.now(UTC) >= until
         assert daemon.pool("asap")["paused"] == []
     record = wait_until(lambda: audit(daemon, "resume"))[0]
     assert record["by"]["via"] == "limetaskd"
@@ -113,3 +114,18 @@ def test_a_drained_pool_finishes_and_stays_stopped(daemon: Daemon) -> None:
     assert (record["by"]["via"], record["outcome"]) == ("signal", "done")
     failed = [r for r in audit(daemon, "drain") if r["outcome"] == "failed"]
     assert "asap:0" in json.dumps(failed[0])
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"version": 99}', '{"version": 1, "paused": [{"x": 1}], "departing": []}']
+)
+def test_saved_state_that_cannot_be_read_is_set_aside(redis_url: str, make_daemon: MakeDaemon, text: str) -> None:
+    daemon = make_daemon(configuration(redis_url, redis_url))
+    daemon.module("crmtasks", SOURCE)
+    daemon.state_dir.mkdir()
+    (daemon.state_dir / "queues.json").write_text(text)
+    daemon.start()
+    daemon.wait_running()
+    assert (daemon.state_dir / "queues.json.damaged").read_text() == text
+    assert any("queues.json" in record["message"] and record["level"] == "ERROR" for record in daemon.logs())
+    assert daemon.pool("asap")["paused"] == []

@@ -142,7 +142,7 @@ def test_a_removed_queue_is_consumed_until_it_is_empty(daemon: Daemon, config: d
     assert events["queues"][0]["action"] == "paused"
     with Sender(daemon) as sender:
         waits = sender.send_many("crm.add", [[n, 1] for n in range(5)], qos="background")
-        delayed = sender.send("crm.add", 40, 2, qos="background", countdown=3)
+        delayed = sender.send("crm.add", 40, 2, qos="background", countdown=2)
         before = pids(daemon)
         new = copy.deepcopy(config)
         del new["tasks"]["routing"]["qos"]["background"]
@@ -155,7 +155,7 @@ def test_a_removed_queue_is_consumed_until_it_is_empty(daemon: Daemon, config: d
         reload(daemon, new)
         assert set(pids(daemon)) == {"asap:0", "default:0"}
         assert consumed(daemon, "default") == ["lime_default_task_queue", "q_background"]
-        assert daemon.pool("default")["paused"] == ["q_background"]
+        assert daemon.pool("default")["paused"] == daemon.pool("default")["departing"] == ["q_background"]
         # Killed and started anew: it is known still.
         daemon.kill()
         daemon.start()
@@ -234,7 +234,7 @@ def test_a_rolling_restart_of_several_workers_ends_at_the_first_that_fails(
     work.check()
 
 
-def test_sixty_reloads_under_load_leak_nothing(daemon: Daemon, config: dict[str, Any]) -> None:
+def test_many_reloads_under_load_leak_nothing(daemon: Daemon, config: dict[str, Any]) -> None:
     other = copy.deepcopy(config)
     other["tasks"]["routing"]["qos"]["email"] = "q_background"
     other["limetaskd"]["pools"] = {"asap": {"concurrency": 3}, "background": {"shutdown_timeout": "20s"}}
@@ -246,11 +246,11 @@ def test_sixty_reloads_under_load_leak_nothing(daemon: Daemon, config: dict[str,
 
     with Load(daemon, CATEGORIES) as work:
         work.goes_on()
-        for _ in range(3):
+        for _ in range(2):
             reload(daemon, other)
             reload(daemon, config)
         before, first = pids(daemon), figures()
-        for _ in range(27):
+        for _ in range(14):  # with both brokers about sixty; benchmarks/reloads.py does a thousand
             reload(daemon, other)
             reload(daemon, config)
         work.goes_on()

@@ -40,7 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def params(args: Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {"queues": args.queues}
     if args.until is not None:
-        given["until"] = args.until.isoformat(timespec="seconds")
+        given["until"] = args.until.isoformat(timespec="milliseconds")
     if args.reason is not None:
         given["reason"] = args.reason
     return given

@@ -38,8 +38,10 @@ def run(session: Session, args: Namespace) -> None:
         time.sleep(PAUSE_S)
     result: dict[str, Any] = {"version": status["daemon"]["version"], "pid": status["daemon"]["pid"], "rolled": []}
     if args.roll:
-        pools = [pool["name"] for pool in status["pools"]]
-        rolled = Client(session.client.endpoint).call("restart", {"names": pools}, waits=True)
+        workers = [worker for pool in status["pools"] for worker in pool["workers"]]
+        # What an operator stopped stays so.
+        names = [worker["name"] for worker in workers if worker["state"] != "STOPPED"]
+        rolled = Client(session.client.endpoint).call("restart", {"names": names}, waits=True)
         result["rolled"] = [change["name"] for change in rolled["changed"]]
     if session.as_json:
         session.document(result)

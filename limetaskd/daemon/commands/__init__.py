@@ -74,6 +74,14 @@ LATER = frozenset(
 )  # fmt: skip
 
 
+def _only_reads(method: str, params: Params) -> bool:
+    if method == "reload":
+        return bool(params.get("plan"))
+    if method == "quarantine":
+        return params.get("action") in ("list", "show")
+    return method in READS
+
+
 async def run(daemon: Daemon, method: str, params: Params, by: Operator) -> dict[str, Any]:
     """Run one command in the name of `by`.
 
@@ -83,7 +91,7 @@ async def run(daemon: Daemon, method: str, params: Params, by: Operator) -> dict
     if command is None:
         why = "is not available in this version" if method in LATER else "is unknown"
         raise RpcError(METHOD_NOT_FOUND, f"method {method!r} {why} (known: {', '.join(sorted(COMMANDS))})")
-    if method in READS or (method == "reload" and params.get("plan")):
+    if _only_reads(method, params):
         return await command(daemon, params)
     if method != "shutdown":
         daemon.require_running()  # what changes something comes too early, or too late, else

@@ -1,0 +1,3 @@
+@LIBRARY@
+limetaskd_account
+exit 0
