@@ -43,15 +43,19 @@ def test_killed_workers_are_replaced_and_no_task_is_lost(
     folder = daemon.folder / "marks"
     folder.mkdir()
     with Sender(daemon) as sender:
-        sender.send_many("crm.mark", [[str(folder), n, 0.02] for n in range(150)], queue="q_background")
+        sent = 0
         for kind in ("child", "main", "main", "child"):
+            # So many before each kill that some wait and some run when it comes.
+            batch = range(sent, sent + 60)
+            sender.send_many("crm.mark", [[str(folder), n, 0.05] for n in batch], queue="q_background")
+            sent = batch.stop
             wait_until(partial(more_than, folder, len(marks(folder))), 60, "the next task to run")
             worker = daemon.worker("background:0")
             victim = worker["children"][0]["pid"] if kind == "child" and worker["children"] else worker["pid"]
             if victim is not None:
                 os.kill(victim, signal.SIGKILL)
             wait_until(lambda: daemon.worker("background:0")["ready"], 60, "a replacement that consumes")
-        wait_until(lambda: len(marks(folder)) == 150, 90, lambda: f"all tasks to run: {150 - len(marks(folder))} left")
+        wait_until(lambda: len(marks(folder)) == sent, 90, lambda: f"{sent - len(marks(folder))} tasks to run")
     assert daemon.worker("background:0")["restarts"] == 2
     assert daemon.worker("asap:0")["restarts"] == 0
     assert daemon.stop() == 0
