@@ -154,6 +154,10 @@ class LogPump:
         if self._reopen.is_set():
             self._reopen.clear()
             self._reopen_files()
+        if self._stop.is_set():
+            # The last lines of processes that have ended: their events may not have been read yet.
+            for path in sorted(self._dir.glob("*.log")):
+                self._follow(path.name)
         self._write_records()
         self._drain_old()
 
@@ -167,9 +171,6 @@ class LogPump:
         try:
             if self._inotify.fd in ready:
                 for name in {event.name for event in self._inotify.read(timeout=0)}:
-                    self._follow(name)
-            if self._stop.is_set():
-                for name in list(self._tails):
                     self._follow(name)
         except OSError as error:
             self._pass_on(self._document("limetaskd", "ERROR", f"the logs: {error}"))

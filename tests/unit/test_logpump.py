@@ -77,6 +77,15 @@ def test_the_next_pump_goes_on_where_the_last_one_stopped(pumped: Pumped) -> Non
     wait_until(lambda: pumped.messages() == ["one", "two", "three"])
 
 
+def test_the_last_lines_before_a_stop_are_passed_on(pumped: Pumped) -> None:
+    for number in range(20):
+        pumped.start()
+        append(pumped.logs / "asap:0.log", line(f"last {number}"))
+        append(pumped.logs / f"new-{number}:0.log", line(f"only {number}"))
+        pumped.stop()
+    assert len(pumped.messages()) == len(set(pumped.messages())) == 40
+
+
 def test_a_killed_pump_repeats_nothing(pumped: Pumped) -> None:
     """kill -9 of the process that pumps: the offset of what was passed on is there for the next one."""
     path = pumped.logs / "asap:0.log"
