@@ -47,11 +47,11 @@ def fitting(state: State) -> State:
 class Agent:
     """The two threads (link, broker) and the end of the process."""
 
-    def __init__(self, spec: ProcessSpec) -> None:
+    def __init__(self, spec: ProcessSpec, alone_s: float | None = None) -> None:
         self._spec = spec
         self._stop = threading.Event()
         self._failed = False
-        self._link = Link(spec.channel, self._state, self._command)
+        self._link = Link(spec.channel, self._state, self._command, alone_s)
         self._watch = Watch(spec.settings, self._link.poke, self._fail)
 
     def run(self) -> int:
@@ -108,4 +108,4 @@ def main(spec: ProcessSpec) -> int:
     """Run the agent of the daemon; returns the exit code."""
     settings = Settings.from_json(Path(spec.settings).read_text(encoding="utf-8"))
     logs.set_up(spec.name, level=settings.log_level, path=spec.log, own_stdio=True)
-    return Agent(spec).run()
+    return Agent(spec, settings.orphan_timeout_s).run()

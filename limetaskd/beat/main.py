@@ -46,7 +46,7 @@ class Beat:
         self.entries = 0
         self.ticked_at: float | None = None
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.link = Link(spec.channel, self.state, self._on_command)
+        self.link = Link(spec.channel, self.state, self._on_command, settings.orphan_timeout_s)
 
     def state(self) -> State:
         return State(

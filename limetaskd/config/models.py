@@ -211,6 +211,7 @@ class DaemonConfig(Section):
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     restart: RestartConfig = Field(default_factory=RestartConfig)
     shutdown_timeout: Duration = 600.0
+    orphan_timeout: PositiveDuration | None = None
     beat: BeatConfig = Field(default_factory=BeatConfig)
     celery: dict[CelerySetting, JsonValue] = Field(default_factory=dict)
     control: ControlConfig = Field(default_factory=ControlConfig)

@@ -71,6 +71,7 @@ def make_settings(
         state_dir=state,
         embedded=embedded,
         shutdown_timeout_s=daemon.shutdown_timeout,
+        orphan_timeout_s=daemon.orphan_timeout,
     )
 
 

@@ -27,10 +27,20 @@ _FLUSH_STEP_S = 0.01
 
 
 class Link:
-    """`snapshot` gives the full state at any time; `on_command` runs in the thread and must not block."""
+    """`snapshot` gives the full state at any time; `on_command` runs in the thread and must not block.
 
-    def __init__(self, path: str, snapshot: Callable[[], State], on_command: Callable[[Command], None]) -> None:
+    `alone_s`: without a daemon for so many seconds the process tells itself to finish (SIGTERM); None: it goes on.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        snapshot: Callable[[], State],
+        on_command: Callable[[Command], None],
+        alone_s: float | None = None,
+    ) -> None:
         self._path = path
+        self._alone_s = alone_s
         self._snapshot = snapshot
         self._on_command = on_command
         self._outbox: deque[Message] = deque()
@@ -98,9 +108,14 @@ class Link:
     def _run(self) -> None:
         # Signals are the main thread's: there they interrupt what blocks.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        seen = time.monotonic()
         while not self._closing:
             connection = self._connect()
             if connection is None:
+                if self._alone_s is not None and time.monotonic() - seen > self._alone_s:
+                    logger.warning("no daemon for %g s: this process finishes and goes", self._alone_s)
+                    self._alone_s = None
+                    os.kill(os.getpid(), signal.SIGTERM)
                 self._pause(RECONNECT_S)
                 continue
             try:
@@ -108,6 +123,7 @@ class Link:
             except OSError as error:
                 logger.debug("the daemon's channel was lost: %s", error)
             finally:
+                seen = time.monotonic()
                 with self._birth:
                     self._socket = None
                     connection.close()

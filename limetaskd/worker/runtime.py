@@ -69,7 +69,7 @@ class Runtime:
         self.drain.wake = self.wake
         self.link: Link | None = None
         if spec is not None:
-            self.link = Link(spec.channel, self.state, self._on_command)
+            self.link = Link(spec.channel, self.state, self._on_command, settings.orphan_timeout_s)
 
     def _read_revoked(self) -> dict[str, float]:
         try:

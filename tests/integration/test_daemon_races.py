@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import os
 import signal
 import threading
@@ -213,3 +215,71 @@ def test_a_destination_that_cannot_be_opened_refuses_the_reload_and_keeps_the_lo
     before = len(daemon.logs())
     daemon.ctl("restart", "asap")
     wait_until(lambda: len(daemon.logs()) > before)
+
+
+def test_workers_whose_daemon_stays_away_finish_when_they_were_told_to(
+    config: dict[str, Any], make_daemon: MakeDaemon
+) -> None:
+    config["limetaskd"]["orphan_timeout"] = "3s"
+    daemon = make_daemon(config)
+    daemon.module("crmtasks", SOURCE)
+    daemon.start()
+    daemon.wait_running()
+    with Sender(daemon) as sender:
+        busy = Busy(daemon, sender, "q_asap")
+        worker = daemon.worker("asap:0")["pid"]
+        other = daemon.worker("background:0")["pid"]
+        daemon.kill()
+        wait_until(lambda: gone(other), 60)
+        assert not gone(worker)
+        busy.gate.touch()
+        assert isinstance(sender.result(busy.task_id), int)
+    wait_until(lambda: all(gone(process.pid) for process in daemon.processes()), 60)
+
+
+def test_deaths_in_every_order_under_load_lose_nothing(make_daemon: MakeDaemon) -> None:
+    """kill -9 of daemon, image, worker and embedded broker: each pair in both orders, then all at once."""
+    config = configuration("amqp://", "redis://", restart={"initial": "50ms", "max": "200ms", "intensity": 100})
+    daemon = make_daemon(config, embedded=True)
+    daemon.module("crmtasks", SOURCE)
+    daemon.start()
+    daemon.wait_running()
+    marks = daemon.folder / "marks"
+    marks.mkdir()
+
+    def pid(victim: str) -> int | None:
+        if victim == "daemon":
+            return daemon.pid
+        if victim == "worker":
+            return daemon.main_pid("background:0")
+        if victim == "image":
+            return daemon.main_pid("limetaskd:image")
+        servers = [process.pid for process in daemon.processes() if "valkey-server" in process.name()]
+        return servers[0] if servers else None
+
+    def kill(victim: str) -> None:
+        number = pid(victim)
+        if number is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+    victims = ("daemon", "image", "worker", "broker")
+    sent = 0
+    with Sender(daemon) as sender:
+        for pair in [*itertools.permutations(victims, 2), victims]:
+            batch = range(sent, sent + 8)
+            sender.send_many("crm.mark", [[str(marks), n, 0.05] for n in batch], queue="q_background")
+            sent = batch.stop
+            for victim in pair:
+                kill(victim)
+            if "daemon" in pair:
+                daemon.wait_exit()
+                daemon.start()
+            wait_until(lambda: daemon.status() and daemon.worker("background:0")["ready"], 60)
+        wait_until(lambda: len({path.name.split(".")[0] for path in marks.iterdir()}) == sent, 90)
+    # Only what a killed worker had may have run twice.
+    runs = len(list(marks.iterdir()))
+    assert sent <= runs <= sent + 4 * 13
+    daemon.wait_running()
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
