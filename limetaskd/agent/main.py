@@ -44,6 +44,25 @@ def fitting(state: State) -> State:
     return state
 
 
+def answerable(reply: Reply) -> Reply:
+    """`reply`, with fewer `tasks` than there are when they do not fit into a packet: an answer must always arrive."""
+    while True:
+        try:
+            encode(reply)
+        except ChannelError:
+            tasks = reply.result.get("tasks")
+            if not tasks:
+                return Reply(reply.id, "the answer is too large to be passed on")
+            if len(tasks) > 1:
+                tasks = tasks[: len(tasks) // 2]
+            else:
+                body = str(tasks[0].get("body", ""))
+                tasks = [{**tasks[0], "body": body[: len(body) // 2]}] if body else []
+            reply = replace(reply, result={**reply.result, "tasks": tasks, "cut": True})
+        else:
+            return reply
+
+
 class Agent:
     """The two threads (link, broker) and the end of the process."""
 
@@ -85,7 +104,7 @@ class Agent:
         """In the link's thread: nothing here waits."""
 
         def answer(result: dict[str, Any] | None, error: str | None) -> None:
-            self._link.reply(Reply(command.id, error, result or {}))
+            self._link.reply(answerable(Reply(command.id, error, result or {})))
 
         if command.command == "drain":
             answer({}, None)

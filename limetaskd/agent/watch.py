@@ -18,7 +18,7 @@ from limetaskd.agent import quarantine
 from limetaskd.agent.brokers import Broker, BrokerAwayError, away, connect, connection_of
 from limetaskd.agent.results import ResultStore
 from limetaskd.core.channel import Phase
-from limetaskd.core.redact import redact_url
+from limetaskd.core.redact import redact_text, redact_url
 from limetaskd.core.settings import Settings
 from limetaskd.errors import CommandError, LimetaskError
 
@@ -80,6 +80,10 @@ class Watch(threading.Thread):
                 answer(self._obey(command, params), None)
             except LimetaskError as error:
                 answer(None, str(error))
+            except Exception as error:
+                # A fault in one command, or a result store that is away: whoever asked hears it, the others go on.
+                logger.exception("the command %s failed", command)
+                answer(None, redact_text(f"{type(error).__name__}: {error}"))
             deadline = min(deadline, self._figures_due)
 
     def _keep_up(self) -> None:

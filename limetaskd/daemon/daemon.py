@@ -73,6 +73,7 @@ class Daemon:
         self.last_reload_error: str | None = None
         self.started_at = time.monotonic()
         self.broker_figures: dict[str, Any] = {}
+        self.figures_at = 0.0  # monotonic
         self.change_lock = asyncio.Lock()  # reload and scale change the plan one at a time
         self.reload_requested = asyncio.Event()
         self.stop_requested = asyncio.Event()
@@ -306,6 +307,7 @@ class Daemon:
         self.steering.reported(unit, incarnation)
         if unit.kind == "agent":
             self.broker_figures = state.data
+            self.figures_at = time.monotonic()
 
     def _on_event(self, connection: Connection, event: Event) -> None:
         name = connection.state.name if connection.state else None
@@ -331,13 +333,17 @@ class Daemon:
             if now - last > FROZEN_S:
                 log.warning("the daemon was not scheduled for %.0f s", now - last)
                 for unit in self.units.values():
-                    if unit.current is not None:
-                        unit.current.heard = now
+                    for incarnation in unit.processes():
+                        incarnation.heard = now
                 if self.guard is not None:
                     self.guard.excuse()
             last = now
-            if self.guard is not None:
-                self.guard.check_health(now)
+            try:
+                if self.guard is not None:
+                    self.guard.check_health(now)
+            except Exception:
+                # A fault of ours in the look at one worker must not end the watch over all of them.
+                log.exception("the health of the workers could not be judged")
 
     # Stop.
 

@@ -107,12 +107,15 @@ class Guard:
             unit.name, incarnation.pid, ailment, extra={"action": "hung", "worker": unit.name},
         )  # fmt: skip
         self._daemon.events.emit("process_hung", process=unit.name, pid=incarnation.pid, reason=ailment)
-        status = await asyncio.to_thread(postmortem.status_of, incarnation.pid)
-        stacks = await health.dump(self._daemon, unit, incarnation) if unit.kind == "worker" else None
-        slots = incarnation.board.read() if incarnation.board is not None else []
-        tasks = [postmortem.task_of(slot.running) for slot in slots if slot.running is not None]
-        if incarnation.alive and incarnation.ending is None:
-            await incarnation.kill()
+        try:
+            status = await asyncio.to_thread(postmortem.status_of, incarnation.pid)
+            stacks = await health.dump(self._daemon, unit, incarnation) if unit.kind == "worker" else None
+            slots = incarnation.board.read() if incarnation.board is not None else []
+            tasks = [postmortem.task_of(slot.running) for slot in slots if slot.running is not None]
+        finally:
+            # Whatever the evidence: it has been sentenced, and nobody would look at it again.
+            if incarnation.alive and incarnation.ending is None:
+                await incarnation.kill()
         await postmortem.report(
             self._daemon, unit.name, "hung", ailment, incarnation.pid, tasks=tasks, status=status, stacks=stacks,
             exit_text="killed by SIGKILL",
@@ -122,7 +125,11 @@ class Guard:
         while True:
             intervals = [pool.limits.sample_interval_s for pool in self._daemon.plan.pools]
             await asyncio.sleep(next_look_s(min(intervals, default=1.0), self._memory.hurry))
-            self.look()
+            try:
+                self.look()
+            except Exception:
+                # A fault of ours must not end the watch over all workers.
+                log.exception("the limits could not be looked at")
 
     def look(self) -> None:
         """One look at everything."""

@@ -10,7 +10,7 @@ import signal
 import time
 from pathlib import Path
 
-from limetaskd.core.board import process_state
+from limetaskd.core.board import process_start_ticks, process_state
 from limetaskd.core.channel import Phase
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.incarnation import Incarnation
@@ -23,6 +23,7 @@ DUMP_SIGNAL = signal.SIGUSR2  # see limetaskd/worker/main.py
 DUMP_S = 2.0
 DUMP_BYTES = 16 * 1024
 POLL_S = 0.1
+FIGURES_S = 15.0
 
 
 class Health:
@@ -69,6 +70,9 @@ class Health:
         if report is None or report.phase != Phase.CONSUMING or report.active or report.reserved:
             self._idle_since.pop(key, None)
             return 0.0
+        if now - self._daemon.figures_at > FIGURES_S:
+            self._idle_since.pop(key, None)  # the agent is silent: what it last saw proves nothing
+            return 0.0
         figures = self._daemon.broker_figures
         up = bool((figures.get("broker") or {}).get("up"))
         waiting = up and any(
@@ -95,10 +99,16 @@ async def dump(daemon: Daemon, unit: Unit, incarnation: Incarnation) -> str | No
     path = Path(daemon.paths.log(unit.name))
     before = _size(path)
     slots = incarnation.board.read() if incarnation.board is not None else []
-    pids = dict.fromkeys([incarnation.pid, *(slot.pid for slot in slots if slot.running is not None)])
+    # The slot of a child that crashed names it for long: its pid may be somebody else's by now.
+    children = [
+        slot.pid
+        for slot in slots
+        if slot.running is not None and process_start_ticks(slot.pid) == slot.start_ticks
+    ]
+    pids = dict.fromkeys([incarnation.pid, *children])
     asked = [pid for pid in pids if process_state(pid) not in "TZX"]
     for pid in asked:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):
             os.kill(pid, DUMP_SIGNAL)
     deadline = time.monotonic() + DUMP_S
     size = before

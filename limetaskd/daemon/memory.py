@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from limetaskd.core.board import MEMORY_LIMIT, Slot
+from limetaskd.core.board import MEMORY_LIMIT, Slot, process_start_ticks
 from limetaskd.core.memory import Statm, descendants, private_bytes
 from limetaskd.core.units import format_size
 from limetaskd.daemon.daemon import Daemon
@@ -120,9 +120,13 @@ class MemoryWatch:
         load = self._loads.get(key)
         if load is None:
             try:
-                load = self._loads[key] = Load(Statm(key[0]))
+                load = Load(Statm(key[0]))
             except OSError:
                 return None
+            if process_start_ticks(key[0]) != key[1]:  # a dead slot's pid that is somebody else's now
+                load.statm.close()
+                return None
+            self._loads[key] = load
         return load
 
     def _strays_of(self, unit: Unit, incarnation: Incarnation, known: set[int], now: float) -> int:

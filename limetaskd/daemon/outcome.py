@@ -65,9 +65,9 @@ async def end_task(
     daemon.background(report)
     if slot.pid == incarnation.pid:
         return await _end_with_worker(daemon, unit, incarnation, slot, reason, text)
-    await _kill(slot.pid, slot.start_ticks)
+    killed = await _kill(incarnation, slot)
     ended = time.monotonic()
-    if not _still(incarnation, slot):
+    if not killed or not _still(incarnation, slot):
         return False  # it had just ended, with its record
     await _wait_for_worker(incarnation, slot)
     if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
@@ -83,16 +83,24 @@ def _still(incarnation: Incarnation, slot: Slot) -> bool:
     )
 
 
-async def _kill(pid: int, start_ticks: int) -> None:
-    """SIGKILL of a pool child with all that descends from it; returns when it is dead."""
-    ref = await asyncio.to_thread(find, pid, start_ticks)
+async def _kill(incarnation: Incarnation, slot: Slot) -> bool:
+    """SIGKILL of a pool child with all that descends from it; returns when it is dead.
+
+    False when it had ended this task meanwhile: then it lives on, with the next one.
+    """
+    ref = await asyncio.to_thread(find, slot.pid, slot.start_ticks)
     if ref is None:
-        return
+        return True
     try:
+        ref.signal(signal.SIGSTOP)  # from here on it cannot end the task by itself
+        if not _still(incarnation, slot):
+            ref.signal(signal.SIGCONT)
+            return False
         await asyncio.to_thread(ref.kill_tree)
         await asyncio.to_thread(_wait_dead, ref.pidfd, DEATH_S)
     finally:
         ref.close()
+    return True
 
 
 def _wait_dead(pidfd: int, timeout_s: float) -> bool:

@@ -43,7 +43,8 @@ _STATUS = (
 def status_of(pid: int) -> dict[str, str] | None:
     """What /proc says of a process; None when it is gone. Reads files: call it in a thread."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        # The name may be cut inside a character.
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
     except OSError:
         return None
     found = dict(line.split(":", 1) for line in lines if ":" in line)
@@ -59,10 +60,13 @@ def last_lines(path: str) -> list[str]:
     """The end of a log file, cut."""
     try:
         with Path(path).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            start = max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES)
+            file.seek(start)
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
+    if start:
+        del lines[:1]  # a part of a line: half a URL would not be seen as one
     return [redact_text(line)[:LINE_CHARACTERS] for line in lines[-LINES:]]
 
 

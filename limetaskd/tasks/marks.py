@@ -73,8 +73,11 @@ class Marks:
 
     def died(self, task_id: str, death: dict[str, Any]) -> list[dict[str, Any]]:
         """Count one more death; all that are known now."""
+        # The daemon asks again when an answer is late, and the first question may be answered all the same: the very
+        # same death counts once.
         local = self._local.setdefault(task_id, [])
-        local.append(death)
+        if death not in local:
+            local.append(death)
         if len(self._local) > _MOST_LOCAL:
             del self._local[next(iter(self._local))]
         if not self._shared:
@@ -83,12 +86,14 @@ class Marks:
         try:
             if self._redis:
                 with self._backend.client.pipeline() as pipe:
-                    pipe.rpush(key, json.dumps(death))
+                    item = json.dumps(death)
+                    pipe.lrem(key, 0, item)
+                    pipe.rpush(key, item)
                     pipe.ltrim(key, -_MOST_DEATHS, -1)
                     pipe.expire(key, LIFE_S)
                     pipe.lrange(key, 0, -1)
-                    return [json.loads(item) for item in pipe.execute()[3]]
-            deaths = [*self._read(key), death]
+                    return [json.loads(item) for item in pipe.execute()[4]]
+            deaths = [*(known for known in self._read(key) if known != death), death]
             self._backend.set(key, json.dumps(deaths))
             return deaths
         except self._errors as error:

@@ -113,6 +113,12 @@ class Endings:
             return True
         with self._runtime.waiting_for("the result store"):
             marked = self.marks.look(request.id)
+        if marked.ended == "revoked":
+            # On a host that had not heard of it: Celery stores REVOKED, and nobody has recorded it yet.
+            worker_state.revoked.add(request.id)
+            if request.revoked():
+                worker_state.task_ready(request)
+                return False
         if marked.ended is not None:
             logger.warning(
                 "task %s[%s] has ended before (%s): its message came again and is dropped",

@@ -139,11 +139,19 @@ class RequestMixin:
         if self._died_first:
             return
         if soft or not self._recorded:
-            super().on_timeout(soft, timeout)  # type: ignore[misc]
+            with self.runtime.waiting_for("the result store"):
+                if not soft:
+                    # First of all: should its message come again before it is acknowledged, it must not run again.
+                    self.endings.marks.end(self.id, TIME_LIMIT)
+                super().on_timeout(soft, timeout)  # type: ignore[misc]
         if not soft and not self._redelivered:
             self.record(FAILURE, "time_limit")
 
     def on_failure(self: Any, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        with self.runtime.waiting_for("the result store"):
+            self._on_failure(exc_info, send_failed_event, return_ok)
+
+    def _on_failure(self: Any, exc_info: Any, send_failed_event: bool, return_ok: bool) -> None:
         error = _unwrapped(exc_info)
         if return_ok or isinstance(error, Reject | Terminated):
             # It ended in its slot, which has recorded it, or it was revoked, see _announce_revoked.

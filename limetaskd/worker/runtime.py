@@ -102,12 +102,12 @@ class Runtime:
     @contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
         """Around a call in the event loop that may take long: the worker does not hang."""
-        self.waits = what
+        before, self.waits = self.waits, what  # one wait may hold another
         self.changed()
         try:
             yield
         finally:
-            self.waits = None
+            self.waits = before
             self.turned = time.monotonic()
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from limetaskd.agent.brokers import away, connection_of
-from limetaskd.agent.main import fitting
-from limetaskd.core.channel import Phase, State, encode
+from limetaskd.agent.main import answerable, fitting
+from limetaskd.core.channel import Phase, Reply, State, encode
 from tests.support.channel import settings_of
 
 
@@ -39,3 +39,16 @@ def test_the_connection_has_the_addresses_of_the_workers_and_timeouts() -> None:
     assert connection.ssl == {"ssl_cert_reqs": 0}
     options = connection.transport_options
     assert (options["global_keyprefix"], options["x"], options["socket_timeout"]) == ("prod_", 1, 5.0)
+
+
+def test_an_answer_that_is_too_large_arrives_with_less() -> None:
+    many = [{"id": str(number), "body": "x" * 16_000} for number in range(20)]
+    reply = answerable(Reply(1, None, {"tasks": many, "count": 20}))
+    assert encode(reply)
+    assert 1 <= len(reply.result["tasks"]) < 20
+    assert (reply.result["count"], reply.result["cut"]) == (20, True)
+    one = answerable(Reply(1, None, {"tasks": [{"id": "a", "body": "\N{GRINNING FACE}" * 200_000}]}))
+    assert encode(one)
+    assert one.result["tasks"][0]["id"] == "a"
+    small = Reply(1, None, {"tasks": many[:1]})
+    assert answerable(small) is small
