@@ -28,6 +28,9 @@ FIGURES_S = 2.0
 RESTORE_S = 10.0
 RETRY_S = (1.0, 2.0, 4.0, 5.0)
 
+# Where kombu's native delayed delivery keeps messages for quorum queues, one for each power of two of seconds.
+DELAY_QUEUES = [f"celery_delayed_{level}" for level in range(28)]
+
 Answer = Callable[[dict[str, Any] | None, str | None], None]
 
 
@@ -159,7 +162,10 @@ class Watch(threading.Thread):
                 name = params.get("queue")
                 if not isinstance(name, str) or not name:
                     raise CommandError("look needs the name of a queue")
-                return {"depth": broker.figures([name])[0].depth, "unacknowledged": broker.unacknowledged(name)}
+                depth = broker.figures([name])[0].depth
+                if params.get("delayed") and any(figure.depth for figure in broker.figures(DELAY_QUEUES)):
+                    depth = None  # some of those may be for this queue
+                return {"depth": depth, "unacknowledged": broker.unacknowledged(name)}
             if command == "purge":
                 name = params.get("queue")
                 if not isinstance(name, str) or not name:

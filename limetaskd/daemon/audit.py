@@ -103,7 +103,7 @@ class Audit:
         by = by or OPERATOR.get()
         fields = {
             "action": action,
-            "params": params,
+            "params": json.loads(redact_text(json.dumps(params, default=str))),
             "outcome": outcome,
             "reason": None if reason is None else redact_text(reason),
             "by": by.as_document(),

@@ -80,6 +80,7 @@ class Daemon:
         self.stop_now = asyncio.Event()
         self.upgrade_requested = asyncio.Event()
         self.replacing = False  # this process becomes newer code: its workers run on
+        self.stop_after_replacing = False
         self.nursery = Nursery(self)
         self.keeper = Keeper(self)
         self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)

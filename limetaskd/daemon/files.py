@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from pathlib import Path
+
+_numbers = itertools.count()
 
 
 def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
     """Replace `path` by `text`; a reader sees the old or the new content, never a part."""
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
+    # Two threads may write one file at once: each has a name of its own until the rename.
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{next(_numbers)}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         os.fchmod(descriptor, mode)

@@ -57,6 +57,9 @@ class Keeper:
         self._daemon.generation = memory.generation
         plan = self._daemon.plan
         self._daemon.scales.by_pool.update({name: scale for name, scale in memory.scales.items() if plan.pool(name)})
+        self._daemon.scales.automatic.update(
+            {name: slots for name, slots in memory.automatic.items() if plan.pool(name)}
+        )
         return memory
 
     def recall(self, memory: Memory | None) -> set[str]:
@@ -72,7 +75,8 @@ class Keeper:
 
     async def save_memory(self) -> None:
         units = {name: unit.remember() for name, unit in self._daemon.units.items() if not unit.leftover}
-        memory = Memory(boot_id(), self._daemon.generation, units, dict(self._daemon.scales.by_pool))
+        scales = self._daemon.scales
+        memory = Memory(boot_id(), self._daemon.generation, units, dict(scales.by_pool), dict(scales.automatic))
         await asyncio.to_thread(files.write_atomically, self._daemon.paths.memory, memory.to_json())
 
     async def _keep_memory(self) -> None:

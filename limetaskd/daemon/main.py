@@ -205,6 +205,9 @@ async def serve(plan: Plan, logs: LogPump) -> int:
         await control.close()
         await daemon.close()
     if daemon.replacing:
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+        if daemon.stop_after_replacing:
+            os.kill(os.getpid(), signal.SIGTERM)  # blocked: it waits, over the exec, until it can be handled
         return EXIT_REPLACE
     log.info("stopped", extra={"action": "stopped"})
     return EXIT_OK
@@ -217,8 +220,11 @@ def handle_signals(daemon: Daemon) -> None:
     def audited(name: str) -> None:
         daemon.audit.record("shutdown", {"signal": name}, "done", by=Operator("signal"))
 
-    def terminate() -> None:
-        audited("SIGTERM")
+    def terminate(name: str) -> None:
+        audited(name)
+        if daemon.replacing:
+            daemon.stop_after_replacing = True  # the newer code gets it
+            return
         if daemon.stop_requested.is_set():
             log.warning("a second signal: stopping at once", extra={"action": "stop_now"})
             daemon.stop_now.set()
@@ -229,8 +235,8 @@ def handle_signals(daemon: Daemon) -> None:
         daemon.stop_now.set()
         daemon.stop_requested.set()
 
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    loop.add_signal_handler(signal.SIGINT, terminate)
+    loop.add_signal_handler(signal.SIGTERM, terminate, "SIGTERM")
+    loop.add_signal_handler(signal.SIGINT, terminate, "SIGINT")
     loop.add_signal_handler(signal.SIGQUIT, quit_now)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload_requested.set)
     loop.add_signal_handler(signal.SIGUSR1, daemon.logs.reopen)

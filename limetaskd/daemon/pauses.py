@@ -71,4 +71,8 @@ class Pauses:
     def from_list(cls, items: list[dict[str, Any]]) -> Pauses:
         """Raises TypeError or KeyError for what `as_list` does not make."""
         pauses = [Pause(**item) for item in items]
+        for pause in pauses:
+            times = (pause.since, pause.until if pause.until is not None else 0.0)
+            if not isinstance(pause.queue, str) or not all(isinstance(moment, int | float) for moment in times):
+                raise TypeError(f"{pause} is no pause of ours")
         return cls({pause.queue: pause for pause in pauses})

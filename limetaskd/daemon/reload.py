@@ -37,6 +37,9 @@ async def reload_on_request(daemon: Daemon) -> None:
             await daemon.audit.carry_out(Operator("signal"), "reload", {"signal": "SIGHUP"}, reload(daemon))
         except (LimetaskError, OSError) as error:
             log.error("reload failed: %s", error, extra={"action": "reload_failed"})
+        except Exception:
+            # A fault of ours must not make every later SIGHUP unheard.
+            log.exception("reload failed", extra={"action": "reload_failed"})
 
 
 def read_plan(daemon: Daemon) -> Plan:
@@ -110,26 +113,30 @@ async def _apply(daemon: Daemon, new: Plan, difference: PlanDiff) -> None:
         await daemon.write_settings()
         if difference.settings:
             await daemon.nursery.refresh_image()
-        await _bring_up(daemon, difference)
+        await _bring_up(daemon, old, difference)
+        await daemon.write_accepted()
     except (LimetaskError, OSError) as error:
         steering.departing = departing_before
         await _undo(daemon, old, scales_before, difference)
         message = f"the reload is undone, the old configuration goes on: {error}"
         daemon.last_reload_error = message
         raise CommandError(message) from error
-    await daemon.write_accepted()
     steering.end_move()
+    if old.logging != daemon.plan.logging:
+        daemon.logs.change(daemon.plan.logging)
+        logging.getLogger().setLevel(daemon.plan.logging.level)
     for name in difference.pools_removed:
         for unit in daemon.pool_units(name):
             scaling.retire(daemon, unit)
     await _tell(daemon)
-    await _move_beat(daemon, old, daemon.plan, difference)
-    if old.logging != daemon.plan.logging:
-        daemon.logs.change(daemon.plan.logging)
-        logging.getLogger().setLevel(daemon.plan.logging.level)
+    try:
+        await _move_beat(daemon, old, daemon.plan, difference)
+    except CommandError as error:
+        # All else is done and stays; the schedule has its own restarts.
+        log.error("after the reload, the schedule: %s", error)
 
 
-async def _bring_up(daemon: Daemon, difference: PlanDiff) -> None:
+async def _bring_up(daemon: Daemon, old: Plan, difference: PlanDiff) -> None:
     """All that consumes more than before. Raises CommandError."""
     for name in difference.pools_added:
         pool = daemon.pool(name)
@@ -137,6 +144,13 @@ async def _bring_up(daemon: Daemon, difference: PlanDiff) -> None:
             daemon.add_worker(name, index).start()
         await asyncio.gather(*(unit.started() for unit in daemon.pool_units(name)))
     await daemon.steering.settle()
+    for pool in daemon.plan.pools:
+        before = old.pool(pool.name)
+        if before is not None and set(pool.queues) - set(before.queues):
+            # Nobody gives a queue away before its new owner consumes, or waits for the broker like everybody else.
+            waiting = [unit for unit in daemon.pool_units(pool.name) if unit.state not in engine.ENDED_STATES]
+            consuming = [unit for unit in waiting if not (unit.current and unit.current.waits_for_broker)]
+            await asyncio.gather(*(unit.started() for unit in consuming))
     for name in difference.rolled:
         for unit in daemon.pool_units(name):
             await _renew(daemon, unit)
@@ -203,11 +217,14 @@ async def _undo(daemon: Daemon, old: Plan, scales: dict[str, Any], difference: P
     except CommandError as error:
         log.warning("the image of the old configuration could not be made again: %s", error)
     for name in (*difference.rolled, *difference.in_place):
-        for unit in daemon.pool_units(name):
-            current = unit.current
-            if current is not None and current.launch.fingerprint != unit.launch(unit.generation).fingerprint:
-                await _renew(daemon, unit)
-        scaling.leave(await scaling.resize(daemon, daemon.pool(name)))
+        try:
+            for unit in daemon.pool_units(name):
+                current = unit.current
+                if current is not None and current.launch.fingerprint != unit.launch(unit.generation).fingerprint:
+                    await _renew(daemon, unit)
+            scaling.leave(await scaling.resize(daemon, daemon.pool(name)))
+        except CommandError as error:
+            log.error("undoing the reload, pool %s: %s", name, error)  # the other pools come back all the same
     await _tell(daemon)
 
 

@@ -123,5 +123,5 @@ def retire(daemon: Daemon, unit: Unit) -> None:
     """Drain a unit that is not wanted any more; its name goes with its last process."""
     unit.leftover = True
     unit.stop()
-    if unit.current is None and not unit.leaving:
+    if not unit.busy:
         daemon.remove_unit(unit.name)

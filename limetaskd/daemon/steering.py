@@ -45,6 +45,14 @@ CLOCK_S = 20.0
 _TOLD = frozenset({"worker", "beat", "agent"})
 
 
+def parse_saved(document: Any) -> tuple[Pauses, dict[str, Departing]]:
+    """Pauses and departing queues of a queues.json. Raises ValueError, KeyError, TypeError, AttributeError."""
+    if not isinstance(document, dict) or document.get("version") != QUEUES_VERSION:
+        raise ValueError(f"not a queues.json of version {QUEUES_VERSION}")
+    departing = map(Departing.from_document, document["departing"])
+    return Pauses.from_list(document["paused"]), {one.queue.name: one for one in departing}
+
+
 class Steering:
     """One for each daemon. `pauses` and `departing` are saved in state_dir."""
 
@@ -53,7 +61,7 @@ class Steering:
         self.pauses = Pauses()
         self.departing: dict[str, Departing] = {}
         # While a reload is under way: pool -> queues that it consumes until others have taken over.
-        self._moving: dict[str, tuple[str, ...]] = {}
+        self._moving: dict[str, tuple[str, ...]] | None = None
         self._emptiness = Emptiness()
         self._saving = asyncio.Lock()
         self._news = asyncio.Event()
@@ -80,7 +88,7 @@ class Steering:
     def queues_of(self, pool: PoolPlan) -> tuple[str, ...]:
         """Configured names of what a pool is responsible for, paused ones included."""
         departing = [name for name, one in self.departing.items() if one.pool == pool.name]
-        return tuple(dict.fromkeys([*pool.queues, *departing, *self._moving.get(pool.name, ())]))
+        return tuple(dict.fromkeys([*pool.queues, *departing, *(self._moving or {}).get(pool.name, ())]))
 
     def wanted(self, pool: PoolPlan) -> tuple[str, ...]:
         """Configured names of what the workers of a pool consume now."""
@@ -93,6 +101,9 @@ class Steering:
 
     def reported(self, unit: Unit, incarnation: Incarnation) -> None:
         """A process said what it does; tell it what differs."""
+        report = incarnation.report
+        if report is not None and report.phase == Phase.CONSUMING:
+            incarnation.queues = tuple(report.queues)  # what it comes back to after a lost connection
         if incarnation.steering.locked() or not self._steerable(unit, incarnation):
             return
         if self._configuration(unit, incarnation) is not None or self._difference(unit, incarnation):
@@ -152,7 +163,11 @@ class Steering:
             configuration = self._configuration(unit, incarnation)
             if configuration is not None and connection is not None:
                 incarnation.told = configuration
-                await connection.call("configure", configuration, ASK_S)
+                try:
+                    await connection.call("configure", configuration, ASK_S)
+                except CommandError:
+                    incarnation.told = None  # not heard: told again with its next report
+                    raise
                 timeout_s = configuration.get("shutdown_timeout_s")
                 if timeout_s is not None:
                     incarnation.launch = dataclasses.replace(
@@ -216,7 +231,7 @@ class Steering:
 
     def end_move(self) -> None:
         """Every queue has its new consumers (or, undone, its old ones)."""
-        self._moving = {}
+        self._moving = None
         self._forget_pauses()
         self._news.set()
 
@@ -234,10 +249,7 @@ class Steering:
             log.error("%s: %s; set aside as %s: no queue is paused", path, error, aside)
 
     def _take(self, document: Any) -> None:
-        if not isinstance(document, dict) or document.get("version") != QUEUES_VERSION:
-            raise ValueError(f"not a queues.json of version {QUEUES_VERSION}")
-        pauses = Pauses.from_list(document["paused"])
-        found = {one.queue.name: one for one in map(Departing.from_document, document["departing"])}
+        pauses, found = parse_saved(document)
         self.departing = departure.after_reload(found, self._daemon.plan, self._daemon.plan)
         self.pauses = pauses
         self._forget_pauses()
@@ -269,7 +281,7 @@ class Steering:
             self._news.clear()
             try:
                 await self._end_pauses()
-                if not self._moving:
+                if self._moving is None:
                     for name in list(self.departing):
                         await self._look_at(name)
             except Exception:
@@ -311,7 +323,9 @@ class Steering:
         if agent is None or agent.connection is None:
             return None
         try:
-            figure = await agent.connection.call("look", {"queue": queue.actual}, ASK_S)
+            # Of a quorum queue, delayed messages wait in queues of the broker's own, whose target nobody can tell.
+            asked = {"queue": queue.actual, "delayed": queue.queue_type == "quorum"}
+            figure = await agent.connection.call("look", asked, ASK_S)
             total = figure["depth"]
             if total is None:
                 return None

@@ -29,6 +29,7 @@ class Memory:
     generation: int = 1  # of the accepted configuration
     units: dict[str, UnitMemory] = field(default_factory=dict)
     scales: dict[str, Scale] = field(default_factory=dict)
+    automatic: dict[str, int] = field(default_factory=dict)  # slots that autoscale had found
 
     def to_json(self) -> str:
         return json.dumps({"version": MEMORY_VERSION, **dataclasses.asdict(self)})
@@ -45,7 +46,8 @@ class Memory:
                 for name, unit in document["units"].items()
             }
             scales = {str(name): Scale.checked(scale) for name, scale in document["scales"].items()}
-            return cls(str(document["boot_id"]), int(document["generation"]), units, scales)
+            automatic = {str(name): int(slots) for name, slots in document.get("automatic", {}).items()}
+            return cls(str(document["boot_id"]), int(document["generation"]), units, scales, automatic)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"damaged memory.json: {error}") from error
 

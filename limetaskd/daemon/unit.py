@@ -405,8 +405,11 @@ class Unit:
 
     async def started(self) -> None:
         """Wait until it consumes. Raises CommandError when it does not, with the reason."""
-        patience = time.monotonic() + START_PATIENCE_S
+        begun = time.monotonic()
+        patience = begun + START_PATIENCE_S
         while not self.ready:
+            if time.monotonic() - begun > SUCCESSOR_TIMEOUT_S:
+                raise CommandError(f"{self.name} does not consume after {SUCCESSOR_TIMEOUT_S:.0f} s: see its log")
             if self.state in {engine.FATAL, engine.BACKOFF, engine.STOPPED}:
                 raise CommandError(f"{self.name} is {self.state_name}: {self.reason or 'stopped meanwhile'}")
             if self.current is not None and self.current.waits_for_broker and time.monotonic() > patience:

@@ -8,9 +8,11 @@ schedule) are replaced by new ones.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from limetaskd.daemon.launch import Paths
 from limetaskd.daemon.lock import LOCK_VARIABLE
 from limetaskd.daemon.pools import Scales
 from limetaskd.daemon.spawner import Exit, ProcessRef, spawn
+from limetaskd.daemon.steering import parse_saved
 from limetaskd.daemon.succession import Memory
 from limetaskd.errors import CommandError, LimetaskError
 from limetaskd.plan.model import Plan
@@ -53,11 +56,18 @@ async def upgrade_on_request(daemon: Daemon) -> None:
             await upgrade(daemon)
         except (LimetaskError, OSError) as error:
             log.error("the upgrade is refused, the running version goes on: %s", error)
+        except Exception:
+            # A fault of ours must not make every later SIGUSR2 unheard.
+            log.exception("the upgrade failed, the running version goes on")
 
 
 async def upgrade(daemon: Daemon) -> dict[str, Any]:
     """Rehearse, then let the loop end so that `main` can exec. Raises CommandError; then nothing has changed."""
     async with daemon.change_lock:
+        units = daemon.units.values()
+        rolling = [unit.name for unit in units if unit.rolling is not None or unit.successor is not None]
+        if rolling:
+            raise CommandError(f"{', '.join(rolling)} is being restarted: upgrade when that is done")
         daemon.events.emit("upgrade_started")
         try:
             await _rehearse(daemon)
@@ -115,12 +125,17 @@ async def _ended(ref: ProcessRef) -> Exit:
 def rehearse_state(paths: Paths) -> list[str]:
     """In the new code: can what the running daemon has saved be read? The problems, one line each."""
     problems = []
-    for path, read in ((paths.memory, Memory.from_json), (paths.scale, Scales.from_json)):
+    saved: tuple[tuple[str, Callable[[str], object]], ...] = (
+        (paths.memory, Memory.from_json),
+        (paths.scale, Scales.from_json),
+        (paths.queues, lambda text: parse_saved(json.loads(text))),
+    )
+    for path, read in saved:
         text = files.read(path)
         try:
             if text is not None:
                 read(text)
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{path}: {error}")
     for record in Path(paths.processes).glob("*.json"):
         try:

@@ -23,6 +23,9 @@ def run_commands(consumer: Any) -> None:
     """
     runtime = consumer.lime
     queues.settle(consumer)
+    if runtime.drain.requested:
+        _refuse_while_draining(consumer)
+        return
     while runtime.inbox:
         if runtime.cancelling and runtime.inbox[0].command in {"consume", "cancel"}:
             break  # kombu would end the new consumer of a queue together with the old one
@@ -45,6 +48,20 @@ def run_commands(consumer: Any) -> None:
         _shrink_idle(consumer)
     if runtime.retiring:
         _retire_idle(consumer)
+
+
+def _refuse_while_draining(consumer: Any) -> None:
+    """What changes consumers or slots would begin to consume again: only questions are answered."""
+    runtime = consumer.lime
+    for command, _ in runtime.shrinking:
+        runtime.reply(command, error="this worker drains")
+    runtime.shrinking.clear()
+    while runtime.inbox:
+        command = runtime.inbox.popleft()
+        if command.command == "held":
+            queues.held(consumer, command)
+        else:
+            runtime.reply(command, error="this worker drains")
 
 
 def _slots(consumer: Any, command: Command) -> int:
