@@ -90,6 +90,7 @@ class LogPump:
         self._tails: dict[str, Tail] = {}
         self._old: list[Tail] = []
         self._stop = threading.Event()
+        self._closed = False
         self._reopen = threading.Event()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._inotify = INotify()
@@ -127,11 +128,25 @@ class LogPump:
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Pass on what is there, end the thread."""
+        if self._closed:
+            return
+        self._closed = True
         self._stop.set()
         self._poke()
         self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return  # it hangs in a destination that nobody reads: its files stay its own
+        for tail in [*self._tails.values(), *self._old]:
+            tail.close()
+        self._tails.clear()
+        self._old.clear()
+        self._inotify.close()
+        for descriptor in {self._wake, self._own, self._sink} - {2}:
+            os.close(descriptor)
 
     def _poke(self) -> None:
+        if self._closed and not self._thread.is_alive():
+            return  # the descriptor may be somebody else's by now
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self._wake, 1)
 

@@ -86,6 +86,15 @@ def test_the_last_lines_before_a_stop_are_passed_on(pumped: Pumped) -> None:
     assert len(pumped.messages()) == len(set(pumped.messages())) == 40
 
 
+def test_a_closed_pump_leaves_no_descriptor(pumped: Pumped) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    pumped.start()
+    append(pumped.logs / "asap:0.log", line("one"))
+    wait_until(lambda: pumped.messages() == ["one"])
+    pumped.stop()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_killed_pump_repeats_nothing(pumped: Pumped) -> None:
     """kill -9 of the process that pumps: the offset of what was passed on is there for the next one."""
     path = pumped.logs / "asap:0.log"
