@@ -26,6 +26,8 @@ from limetaskctl.identity import identity
 
 HANDSHAKE_S = 10.0
 _PROBE_S = 0.9
+_GREETING_S = 0.1
+_ZMTP_GREETING = b"\xff"  # the first byte of a ZeroMQ peer, sent as soon as it accepts
 _MONITOR = "inproc://limetaskctl.monitor"
 _EVENT = struct.Struct("=HI")  # libzmq: u16 event, u32 value
 _FAILED_HANDSHAKE = (
@@ -182,6 +184,14 @@ def probe(path: str) -> int | None:
             plain.connect(address)
         except OSError as error:
             raise UnreachableError(_explain(path, error)) from error
+        plain.settimeout(_GREETING_S)
+        try:
+            greeting = plain.recv(1)
+        except OSError:
+            greeting = b""  # it says nothing yet: a daemon that is slow, or frozen
+        if greeting not in {b"", _ZMTP_GREETING}:
+            # libzmq would take some of that for the first version of its protocol.
+            raise UnreachableError(f"{path}: what listens there is not limetaskd's control socket")
         pid = struct.unpack("=iII", plain.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
     if pid <= 0:  # a daemon outside this pid name space
         return None
