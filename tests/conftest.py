@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,15 @@ from tests.support.daemon import Daemon
 
 _REDIS_DATABASES = 16
 _redis_turn = 0
+
+
+@pytest.fixture(autouse=True)
+def _default_timeout() -> Iterator[None]:
+    """No test, and nothing that it calls, may leave a default timeout to the sockets of those after it."""
+    yield
+    left = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(None)
+    assert left is None
 
 
 @pytest.fixture(scope="session")

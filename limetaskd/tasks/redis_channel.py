@@ -365,7 +365,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         if not connection:
             return
         if connection.can_read(timeout=_CLOSE_WAIT_S if sent == _POP else 0):
-            answer = self._answer()
+            try:
+                answer = self._answer()
+            except Empty:  # a server that did not know the script took nothing
+                answer = None
             if answer and sent == _POP:
                 self._return(answer, receipt)
             elif answer:
@@ -382,7 +385,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
                 self._stop_polling()
                 if self._qos:
                     self._qos.restore_unacked_once()
-            except (Empty, redis.exceptions.RedisError, OSError, LimetaskError) as error:
+            except (redis.exceptions.RedisError, OSError, LimetaskError) as error:
                 logger.warning(
                     "messages could not be given back (%s): this is done when the broker is back",
                     redact_text(str(error)),

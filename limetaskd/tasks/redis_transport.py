@@ -7,6 +7,7 @@ holds what, and how it goes back, in `redis_owners.py`.
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from typing import Any
 
 from kombu import transport as kombu_transports
@@ -26,7 +27,18 @@ __all__ = [
 ]
 
 
-class Transport(kombu_redis.Transport):  # type: ignore[misc]
+class _Collectable:
+    """kombu's `Connection.collect` sets the process's default socket timeout meanwhile, unless a transport collects.
+
+    In two threads at once that leaves the timeout set, for every socket that the application opens from then on.
+    """
+
+    def _collect(self: Any, connection: Any) -> None:
+        with suppress(*self.connection_errors, *self.channel_errors, OSError):  # it is given up in any case
+            self.close_connection(connection)
+
+
+class Transport(_Collectable, kombu_redis.Transport):  # type: ignore[misc]
     """limeredis://, and limeredis+socket:// for UNIX sockets."""
 
     Channel = Channel
@@ -41,7 +53,7 @@ class SecureTransport(Transport):
         super().__init__(client, **kwargs)
 
 
-class SentinelTransport(kombu_redis.SentinelTransport):  # type: ignore[misc]
+class SentinelTransport(_Collectable, kombu_redis.SentinelTransport):  # type: ignore[misc]
     """limesentinel://."""
 
     Channel = SentinelChannel

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from redis.retry import Retry
 
 from limetaskd.core.board import process_start_ticks
 from limetaskd.tasks import redis_owners
+from limetaskd.tasks.redis_scripts import POP
 from limetaskd.tasks.redis_transport import ScriptingRefusedError, restore_dead, transport_url
 from tests.support.brokers import Redis, free_ports
 from tests.support.guard import GUARD, kill_session
@@ -399,10 +401,24 @@ def test_what_a_channel_held_when_the_server_was_away_goes_back_with_the_next_on
 def test_a_message_taken_while_the_channel_closes_goes_back(redis_url: str) -> None:
     with connect(redis_url) as connection:
         channel = connection.channel()
+        channel.scripts().script_load(POP.text)
         with Consumer(channel, [queue("a")], callbacks=[lambda body, message: None], auto_declare=True):
             send(connection, 1)
             connection.transport.cycle.on_poll_start()  # the script is on its way, nobody has read the answer
             wait_until(lambda: held(redis_url) == 1)
+            channel.close()
+        assert waiting(redis_url) == [1]
+
+
+def test_a_channel_that_closes_gives_back_though_the_server_forgot_the_script(redis_url: str) -> None:
+    with connect(redis_url) as connection:
+        channel = connection.channel()
+        with taking(channel, "a", ack=False) as taken:
+            send(connection, 1)
+            drain(connection, lambda: taken)
+            channel.scripts().script_flush()
+            connection.transport.cycle.on_poll_start()
+            assert channel._sent is not None
             channel.close()
         assert waiting(redis_url) == [1]
 
@@ -554,6 +570,22 @@ def test_sentinel_follows_the_master(own_redis: Redis, tmp_path: Path) -> None:
         assert waiting(own_redis.url) == [1]
     finally:
         program.kill()
+
+
+def test_a_connection_that_is_given_up_leaves_the_default_timeout_of_the_process_alone(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set and put back in two threads at once, it stayed: sockets of the application then gave up after 50 ms."""
+    changes: list[float | None] = []
+    monkeypatch.setattr(socket, "setdefaulttimeout", changes.append)
+    with Connection(transport_url(redis_url)) as connection:
+        channel = connection.default_channel
+        channel.client.ping()
+        connection.collect(socket_timeout=0.05)
+        assert not connection.connected
+        assert channel.closed
+        connection.default_channel.client.ping()
+    assert changes == []
 
 
 def test_urls() -> None:
