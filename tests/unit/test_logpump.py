@@ -34,8 +34,22 @@ class Pumped:
             self.pump.close()
             self.pump = None
 
+    def _files(self) -> list[tuple[Path, int]]:
+        paths = sorted(self.out.parent.glob("out.jsonl*"), reverse=True)
+        return [(path, path.stat().st_ino) for path in paths]
+
+    def _texts(self) -> list[str] | None:
+        """None: the files were rotated while they were read."""
+        try:
+            files = self._files()
+            texts = [path.read_text() for path, _ in files]
+            return texts if self._files() == files else None
+        except FileNotFoundError:
+            return None
+
     def messages(self) -> list[str]:
-        texts = [path.read_text() for path in sorted(self.out.parent.glob("out.jsonl*"), reverse=True)]
+        while (texts := self._texts()) is None:
+            continue
         return [json.loads(line)["message"] for text in texts for line in text.splitlines()]
 
 
