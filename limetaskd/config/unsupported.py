@@ -32,7 +32,6 @@ DAEMON: dict[Path, Unsupported] = {
         fatal=True,
         when=lambda value: value is not None and value.startswith("tcp:"),
     ),
-    ("ack_deadline",): Unsupported(_NOT_ENFORCED),
 }
 POOL: dict[Path, Unsupported] = {
     ("pool",): Unsupported(
