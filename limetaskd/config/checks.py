@@ -120,6 +120,6 @@ def check_broker(models: Models, broker_url: str, report: Report) -> None:
     if scheme_of(broker_url) in AMQP_SCHEMES:
         return
     if models.limetaskd.ack_deadline is not None:
-        report.warn(("limetaskd", "ack_deadline"), "without effect: only RabbitMQ gives up on a consumer, Redis does not")
+        report.warn(("limetaskd", "ack_deadline"), "without effect on Redis, which gives up on no consumer")
     if models.limetaskd.queue_type == "quorum":
         report.error(("limetaskd", "queue_type"), "quorum queues need RabbitMQ as the broker (amqp://)", "quorum")

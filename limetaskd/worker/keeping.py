@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from celery.utils.time import maybe_make_aware
 from celery.worker import state as worker_state
 
+from limetaskd.errors import LimetaskError
 from limetaskd.tasks.kept import Kept, folder_of, new_path, write
 from limetaskd.worker.drain import give_back, take_back
 from limetaskd.worker.records import Recorder
@@ -31,6 +33,11 @@ _LOOKS = 4
 _LOOK_S = 30.0
 # So long before its ETA a task is sent again, or half of the deadline: the worker that gets it keeps the time exactly.
 _LEAD_S = 5.0
+_MOST_TROUBLED = 1000
+
+
+class KeepError(LimetaskError):
+    """A message cannot be written, or cannot be sent again later."""
 
 
 class KeptRequest:
@@ -79,7 +86,7 @@ class Keeper:
         # How far the prefetch count was lowered for what runs and does not count at the broker any more.
         self._lowered = 0
         self._next = 0.0
-        self._troubled = False
+        self._troubled: set[str] = set()  # that an operator was told of
 
     @property
     def interval_s(self) -> float | None:
@@ -118,40 +125,46 @@ class Keeper:
             return
         self._next = now + (self.interval_s or 0.0)
         oldest = now - self.deadline_s
-        try:
-            for request in tuple(worker_state.active_requests):
-                if not request.acknowledged and request.kept is None and request.received_at < oldest:
-                    self._keep(consumer, request)
-            for request in tuple(worker_state.scheduled_requests):
-                left_s = _seconds_until(consumer.app, request)
-                if now + left_s - request.received_at > self.deadline_s:
-                    self._put_away(consumer, request, time.time() + left_s)
-        except (OSError, ValueError, TypeError) as error:
-            if isinstance(error, consumer.connection_errors):
-                raise
-            # It stays as it is: the broker may repeat it, and nothing is lost.
-            log = logger.debug if self._troubled else logger.error
-            self._troubled = True
-            log("what runs longer than ack_deadline cannot be kept in %s: %s", self._folder, error)
-        else:
-            self._troubled = False
-        late = take_back(consumer, lambda request: request.received_at < oldest and not _is_scheduled(request))
+        for request in tuple(worker_state.active_requests):
+            if not request.acknowledged and request.kept is None and request.received_at < oldest:
+                self._try(self._keep, consumer, request)
+        for request in tuple(worker_state.scheduled_requests):
+            left_s = _seconds_until(consumer.app, request)
+            if now + left_s - request.received_at > self.deadline_s:
+                self._try(self._put_away, consumer, request, time.time() + left_s)
+        scheduled = set(worker_state.scheduled_requests)
+        late = take_back(consumer, lambda request: request.received_at < oldest and request not in scheduled)
         give_back(consumer, late)
 
+    def _try(self, keep: Callable[..., None], consumer: Any, request: Any, *args: Any) -> None:
+        try:
+            keep(consumer, request, *args)
+        except KeepError as error:
+            # It stays as it is and is tried again: the broker may repeat it, and nothing is lost.
+            level = logging.DEBUG if request.id in self._troubled else logging.ERROR
+            self._troubled = {*self._troubled, request.id} if len(self._troubled) < _MOST_TROUBLED else {request.id}
+            logger.log(
+                level, "task %s[%s] is held for longer than ack_deadline and cannot be kept in %s: %s",
+                request.task.name, request.id, self._folder, error,
+            )  # fmt: skip
+
     def _queue_of(self, consumer: Any, request: Any) -> str:
-        """Raises ValueError when nobody knows."""
+        """Raises KeepError when nobody knows."""
         delivery = request.message.delivery_info or {}
         for name, tag in consumer.task_consumer._active_tags.items():
             if tag == delivery.get("consumer_tag"):
                 return str(name)
         name = self._recorder.queue_of({**request.request_dict, "delivery_info": delivery})
         if name is None:
-            raise ValueError(f"task {request.id} does not say from which queue it came")
+            raise KeepError("its message does not say from which queue it came")
         return name
 
     def _acknowledge(self, message: Any, path: Path, kept: Kept) -> None:
-        """In this order: in between there may be two of it, never none. Raises connection errors."""
-        write(path, kept)
+        """In this order: in between there may be two of it, never none. Raises KeepError, connection errors."""
+        try:
+            write(path, kept)
+        except (OSError, ValueError, TypeError) as error:
+            raise KeepError(str(error)) from error
         try:
             message.ack()
         except Exception:
@@ -185,10 +198,6 @@ class Keeper:
             extra={"action": "kept", "task_id": kept.task_id, "task_name": kept.task_name, "queue": kept.queue},
         )  # fmt: skip
         self._runtime.event("task_kept", task_id=kept.task_id, task_name=kept.task_name, task_queue=kept.queue)
-
-
-def _is_scheduled(request: Any) -> bool:
-    return request in worker_state.scheduled_requests
 
 
 def _seconds_until(app: Any, request: Any) -> float:

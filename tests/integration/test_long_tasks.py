@@ -117,22 +117,23 @@ def test_it_is_sent_again_when_its_worker_dies(
     daemon = start(make_daemon, impatient, redis_url, concurrency=1)
     with Sender(daemon) as sender:
         long = sender.send("bad.until", str(daemon.folder))
-        (child,) = noted(daemon, "until")
-        wait_until(lambda: kept(daemon), 30)
-        if victim == "everything":
-            for process in daemon.processes():
-                process.kill()
-            daemon.wait_exit()
-            assert len(kept(daemon)) == 1
-            daemon.start()
-        else:
-            main = daemon.main_pid("all:0")
-            assert main is not None
-            os.kill(child if victim == "child" else main, signal.SIGKILL)
-        noted(daemon, "until", 2)
-        go(daemon)
+    (child,) = noted(daemon, "until")
+    wait_until(lambda: kept(daemon), 30)
+    if victim == "everything":
+        for process in daemon.processes():
+            process.kill()
+        daemon.wait_exit()
+        assert len(kept(daemon)) == 1
+        daemon.start()
+    else:
+        main = daemon.main_pid("all:0")
+        assert main is not None
+        os.kill(child if victim == "child" else main, signal.SIGKILL)
+    noted(daemon, "until", 2)
+    go(daemon)
+    with Sender(daemon) as sender:
         assert sender.result(long) == "until"
-        wait_until(lambda: not kept(daemon), 30)
+    wait_until(lambda: not kept(daemon), 30)
     assert len(notes(daemon, "until")) == 2
     assert [record["task_outcome"] for record in daemon.records(long)] == ["SUCCESS"]
     assert len(actions(daemon, "resent")) >= 1
@@ -176,7 +177,7 @@ def test_an_operator_ends_it_for_good(impatient: RabbitMQ, redis_url: str, make_
         long = sender.send("bad.until", str(daemon.folder))
         noted(daemon, "until")
         wait_until(lambda: kept(daemon), 30)
-        daemon.ctl("kill", long, "--yes")
+        daemon.ctl("kill", long)
         assert "operator" in str(sender.result(long))
         wait_until(lambda: not kept(daemon), 30)
         # The slot is free again, and takes others.
@@ -207,6 +208,53 @@ def test_a_far_eta_is_not_held_at_the_broker_and_is_kept_on_time(
     assert len(notes(daemon, "until")) == 1
 
 
+def test_a_revoked_task_that_is_kept_for_its_eta_does_not_run(
+    impatient: RabbitMQ, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    daemon = start(make_daemon, impatient, redis_url, concurrency=1)
+    with Sender(daemon) as sender:
+        later = sender.send("bad.until", str(daemon.folder), countdown=2 * PATIENCE_S)
+        wait_until(lambda: kept(daemon), 30)
+        daemon.ctl("revoke", later)
+        assert "revoked" in str(sender.result(later)).lower()
+        wait_until(lambda: not kept(daemon), 30)
+    assert notes(daemon, "until") == []
+
+
+def test_the_broker_may_die_meanwhile(redis_url: str, own_rabbitmq: RabbitMQ, make_daemon: MakeDaemon) -> None:
+    daemon = start(make_daemon, own_rabbitmq, redis_url, concurrency=2)
+    with Sender(daemon) as sender:
+        folder = str(daemon.folder)
+        long = sender.send("bad.until", folder)
+        later = sender.send("bad.until", folder, "later", countdown=10)
+        noted(daemon, "until")
+        wait_until(lambda: len(kept(daemon)) == 2, 30)
+        own_rabbitmq.kill()
+        wait_until(lambda: daemon.worker("all:0")["state"] == "STARTING", 60)
+        own_rabbitmq.start()
+        daemon.wait_running()
+        noted(daemon, "later")
+        go(daemon)
+        assert sender.results([long, later]) == ["until", "later"]
+        assert all(isinstance(pid, int) for pid in sender.results(sender.send_many("bad.pid", [[]] * 20)))
+        wait_until(lambda: not kept(daemon), 30)
+    assert [len(notes(daemon, word)) for word in ("until", "later")] == [1, 1]
+
+
+def test_a_disk_that_refuses_is_told_and_the_task_goes_on(
+    impatient: RabbitMQ, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    daemon = start(make_daemon, impatient, redis_url, concurrency=1)
+    (daemon.folder / "state" / "kept").write_text("no folder")
+    with Sender(daemon) as sender:
+        long = sender.send("bad.until", str(daemon.folder))
+        told = [wait_until(lambda: [r for r in daemon.logs("all:0") if "cannot be kept" in r["message"]], 30)]
+        go(daemon)
+        assert sender.result(long) == "until"
+    assert len(told[0]) == 1
+    assert "/state/kept" in told[0][0]["message"]
+
+
 def test_on_redis_nobody_loses_patience(redis_url: str, make_daemon: MakeDaemon) -> None:
     daemon = make_daemon(configuration(redis_url, redis_url, ack_deadline="1s"))
     daemon.module("badtasks", SOURCE)
@@ -231,6 +279,6 @@ def test_a_file_that_cannot_be_read_is_set_aside(
         noted(daemon, "until")
         (path,) = wait_until(lambda: kept(daemon), 30)
         (path.parent / "1-1.json").write_text("{")
-        wait_until(lambda: (path.parent / "1-1.damaged").exists(), 30)
+        wait_until((path.parent / "1-1.damaged").exists, 30)
         go(daemon)
         assert sender.result(long) == "until"
