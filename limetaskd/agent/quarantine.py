@@ -15,14 +15,12 @@ from kombu import Connection, Producer
 
 from limetaskd.core.quarantine import HEADER, Entry, quarantine_queue
 from limetaskd.errors import CommandError
+from limetaskd.tasks.kept import NOT_OURS, PROPERTIES
 
 MOST = 1000  # of one queue at a time
 SHOWN = 100
 _TEXT = 300
 _BODY = 16 * 1024
-_PROPERTIES = ("correlation_id", "reply_to", "priority", "message_id", "timestamp", "type", "user_id", "app_id")
-# What a broker or an earlier stay added.
-_NOT_OURS = ("x-delivery-count", "x-acquired-count", "x-death", "x-first-death-exchange", "redelivered")
 
 
 class Held:
@@ -133,8 +131,8 @@ def _list(connection: Any, queues: list[str]) -> dict[str, Any]:
 def _send(sending: Connection, held: Held) -> None:
     """Back into the queue that it came from, by the default exchange, as new."""
     message = held.message
-    headers = {key: value for key, value in (message.headers or {}).items() if key not in (HEADER, *_NOT_OURS)}
-    properties = {key: message.properties[key] for key in _PROPERTIES if message.properties.get(key) is not None}
+    headers = {key: value for key, value in (message.headers or {}).items() if key not in (HEADER, *NOT_OURS)}
+    properties = {key: message.properties[key] for key in PROPERTIES if message.properties.get(key) is not None}
     Producer(sending).publish(
         message.body, exchange="", routing_key=held.entry.queue, content_type=message.content_type,
         content_encoding=message.content_encoding, headers=headers, delivery_mode=2, **properties,

@@ -16,6 +16,7 @@ from typing import Any
 
 from limetaskd.agent import quarantine
 from limetaskd.agent.brokers import Broker, BrokerAwayError, away, connect, connection_of
+from limetaskd.agent.kept import KeptMessages
 from limetaskd.agent.results import ResultStore
 from limetaskd.core.channel import Phase
 from limetaskd.core.redact import redact_text, redact_url
@@ -55,6 +56,7 @@ class Watch(threading.Thread):
         self._jobs: queue.SimpleQueue[tuple[str, dict[str, Any], Answer]] = queue.SimpleQueue()
         self._broker: Broker | None = None
         self._store = ResultStore(self._settings)
+        self._kept = KeptMessages(self._settings.state_dir)
         self._failures = 0
         self._figures_due = self._restore_due = 0.0
         self.view = View()
@@ -67,7 +69,7 @@ class Watch(threading.Thread):
         try:
             while True:
                 self._keep_up()
-                self._work_until(self._figures_due)
+                self._work_until(min(self._figures_due, self._kept.next_due()))
         except Exception:
             # A fault of ours. The daemon starts another agent; a thread that is gone in silence would help nobody.
             logger.exception("the agent cannot go on")
@@ -95,6 +97,7 @@ class Watch(threading.Thread):
             broker = self._connected()
             if time.monotonic() >= self._restore_due:
                 self._restore(broker)
+            self._resend(broker)
             self._show(broker)
             self._failures = 0
             self._figures_due = time.monotonic() + FIGURES_S
@@ -119,6 +122,18 @@ class Watch(threading.Thread):
                 extra={"action": "restored", "messages": restored},
             )  # fmt: skip
         return restored
+
+    def _resend(self, broker: Broker) -> None:
+        """Send again what is due. Raises BrokerAwayError."""
+        due = self._kept.due()
+        if not due:
+            return
+        try:
+            with connection_of(self._settings, confirm=True) as sending:
+                for path in due:
+                    self._kept.send(path, broker, sending)
+        except broker.gone as error:
+            raise away(error) from error
 
     def _show(self, broker: Broker) -> None:
         figures = broker.figures([item.actual for item in self._settings.queues])
@@ -165,6 +180,8 @@ class Watch(threading.Thread):
                 depth = broker.figures([name])[0].depth
                 if params.get("delayed") and any(figure.depth for figure in broker.figures(DELAY_QUEUES)):
                     depth = None  # some of those may be for this queue
+                if depth is not None:
+                    depth += self._kept.waiting(name)
                 return {"depth": depth, "unacknowledged": broker.unacknowledged(name)}
             if command == "purge":
                 name = params.get("queue")

@@ -116,6 +116,10 @@ def _check_memory(path: Path, given: LimitsConfig, limits: LimitsConfig, report:
 
 
 def check_broker(models: Models, broker_url: str, report: Report) -> None:
-    """Quorum queues exist on RabbitMQ only; `broker_url` is the one that will be used."""
-    if models.limetaskd.queue_type == "quorum" and scheme_of(broker_url) not in AMQP_SCHEMES:
+    """Some things exist on RabbitMQ only; `broker_url` is the one that will be used."""
+    if scheme_of(broker_url) in AMQP_SCHEMES:
+        return
+    if models.limetaskd.ack_deadline is not None:
+        report.warn(("limetaskd", "ack_deadline"), "without effect on Redis, which gives up on no consumer")
+    if models.limetaskd.queue_type == "quorum":
         report.error(("limetaskd", "queue_type"), "quorum queues need RabbitMQ as the broker (amqp://)", "quorum")

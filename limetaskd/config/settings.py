@@ -14,9 +14,13 @@ from limetaskd.config.layout import queue_names
 from limetaskd.config.load import LoadedConfig
 from limetaskd.config.report import Report
 from limetaskd.config.types import MOST_NAME_BYTES
+from limetaskd.config.urls import AMQP_SCHEMES, scheme_of
 from limetaskd.core.names import Cluster
 from limetaskd.core.settings import Queue, Routing, Settings
 from limetaskd.errors import ConfigError
+
+# Half of RabbitMQ's own consumer_timeout.
+ACK_DEADLINE_S = 900.0
 
 
 def resolve(
@@ -71,6 +75,7 @@ def make_settings(
         state_dir=state,
         embedded=embedded,
         shutdown_timeout_s=daemon.shutdown_timeout,
+        ack_deadline_s=(daemon.ack_deadline or ACK_DEADLINE_S) if scheme_of(broker_url) in AMQP_SCHEMES else None,
         orphan_timeout_s=daemon.orphan_timeout,
     )
 

@@ -23,7 +23,6 @@ class Unsupported:
 
 
 _NOT_AVAILABLE = "not available in this version"
-_NOT_ENFORCED = "this version does not enforce it"
 
 DAEMON: dict[Path, Unsupported] = {
     ("http",): Unsupported(f"{_NOT_AVAILABLE}: leave it out", fatal=True),
@@ -32,7 +31,6 @@ DAEMON: dict[Path, Unsupported] = {
         fatal=True,
         when=lambda value: value is not None and value.startswith("tcp:"),
     ),
-    ("ack_deadline",): Unsupported(_NOT_ENFORCED),
 }
 POOL: dict[Path, Unsupported] = {
     ("pool",): Unsupported(

@@ -71,6 +71,7 @@ class Settings:
     state_dir: str | None = None
     embedded: bool = False
     shutdown_timeout_s: float = 600.0
+    ack_deadline_s: float | None = None  # a message held so long is acknowledged and kept; None: the broker is patient
     orphan_timeout_s: float | None = None  # a worker whose daemon stays away this long drains; None: it goes on
 
     @property

@@ -77,6 +77,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def on_ready(self) -> None:
         """Called at each connection, right after the broker has confirmed every consumer."""
         super().on_ready()
+        self.controller.keeper.connected()
         logger.info("consuming %s", ", ".join(self.consuming()), extra={"action": "consuming"})
         self.report_consuming()
 
@@ -118,6 +119,8 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         # The hub forgets its readers at each lost connection.
         hub.add_reader(self.lime.wake, self._on_wake)
         hub.on_tick.add(self._on_tick)
+        if self.controller.keeper.interval_s is not None:
+            hub.call_repeatedly(self.controller.keeper.interval_s, lambda: None)  # a turn of the loop is all it takes
 
     def _on_wake(self) -> None:
         try:
@@ -131,6 +134,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             return
         self.lime.drain.step(self)
         run_commands(self)
+        self.controller.keeper.step(self)
         # kombu's hub now waits for descriptors, for up to 10 s, whatever it still has to do by itself: a message that
         # py-amqp has read already, or an acknowledgement, would wait as long.
         if self.hub is not None and self.hub._ready:

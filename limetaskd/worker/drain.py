@@ -180,7 +180,10 @@ def give_back(consumer: Any, requests: list[Any]) -> None:
         worker_state.task_ready(request)
         if not request.acknowledged:
             request.acknowledged = True
-            request.message.reject_log_error(logger, consumer.connection_errors, requeue=True)
+            if request.kept is not None:
+                request.kept.give_back()
+            else:
+                request.message.reject_log_error(logger, consumer.connection_errors, requeue=True)
     if requests:
         logger.info("%d tasks that had not started were given back to the broker", len(requests))
 

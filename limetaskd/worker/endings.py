@@ -18,7 +18,10 @@ from celery.worker import state as worker_state
 from limetaskd.core.board import WORKER_LOST
 from limetaskd.core.jsonlog import timestamp
 from limetaskd.tasks.errors import killed_error
+from limetaskd.tasks.kept import RESENT_HEADER
 from limetaskd.tasks.marks import Marks
+from limetaskd.tasks.message import header_of
+from limetaskd.worker.keeping import Keeper
 from limetaskd.worker.quarantine import send_to_quarantine
 from limetaskd.worker.records import FAILURE, Recorder
 from limetaskd.worker.runtime import Runtime, one_line
@@ -29,10 +32,11 @@ logger = logging.getLogger(__name__)
 class Endings:
     """Of one worker. Made when its app is known."""
 
-    def __init__(self, app: Any, runtime: Runtime, recorder: Recorder) -> None:
+    def __init__(self, app: Any, runtime: Runtime, recorder: Recorder, keeper: Keeper) -> None:
         self._app = app
         self._runtime = runtime
         self._recorder = recorder
+        self._keeper = keeper
         self._marks: Marks | None = None
 
     @property
@@ -109,8 +113,14 @@ class Endings:
             if request.revoked():  # stores REVOKED, acknowledges, and records
                 worker_state.task_ready(request)
                 return False
-        if not (request.delivery_info or {}).get("redelivered"):
+        if not (request.delivery_info or {}).get("redelivered") and not header_of(request, RESENT_HEADER):
             return True
+        if self._keeper.holds(request.id):
+            # The connection broke between our acknowledgement and the broker.
+            request._recorded = True
+            worker_state.task_ready(request)
+            request.acknowledge()
+            return False
         with self._runtime.waiting_for("the result store"):
             marked = self.marks.look(request.id)
         if marked.ended == "revoked":

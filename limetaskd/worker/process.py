@@ -20,6 +20,7 @@ from limetaskd.core.memory import private_bytes
 from limetaskd.worker import logs, pools, request
 from limetaskd.worker.consumer import Consumer
 from limetaskd.worker.endings import Endings
+from limetaskd.worker.keeping import Keeper
 from limetaskd.worker.records import FAILURE, Recorder, Tracer
 from limetaskd.worker.runtime import Runtime
 
@@ -59,7 +60,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         self.lime = lime
         pools.Children.begun = staticmethod(lime.board.begun)
         self.recorder = Recorder(lime.settings)
-        self.endings = Endings(app, lime, self.recorder)
+        self.keeper = Keeper(lime, self.recorder)
+        self.endings = Endings(app, lime, self.recorder, self.keeper)
         app.steps["worker"].add(Gate)
         kwargs.setdefault("consumer_cls", Consumer)
         for key in ("pool", "pool_cls"):

@@ -11,9 +11,7 @@ from typing import Any
 from kombu import Queue
 
 from limetaskd.core.quarantine import HEADER, Entry, quarantine_queue
-
-# What of a message's properties goes with it again; the rest belongs to one delivery.
-_PROPERTIES = ("correlation_id", "reply_to", "priority", "message_id", "timestamp", "type", "user_id", "app_id")
+from limetaskd.tasks.kept import PROPERTIES
 
 
 def send_to_quarantine(
@@ -33,7 +31,7 @@ def send_to_quarantine(
     )
     headers = {**(message.headers or {}), HEADER: entry.to_json()}
     headers.pop("redelivered", None)
-    properties = {key: message.properties[key] for key in _PROPERTIES if message.properties.get(key) is not None}
+    properties = {key: message.properties[key] for key in PROPERTIES if message.properties.get(key) is not None}
     with app.amqp.producer_pool.acquire(block=True, timeout=timeout_s) as producer:
         producer.publish(
             message.body,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostError
@@ -21,6 +21,9 @@ from limetaskd.worker import logs
 from limetaskd.worker.endings import Endings
 from limetaskd.worker.records import FAILURE, SUCCESS, Recorder
 from limetaskd.worker.runtime import Runtime
+
+if TYPE_CHECKING:
+    from limetaskd.worker.keeping import KeptRequest
 
 _DEATH_S = 2.0
 
@@ -75,6 +78,16 @@ class RequestMixin:
     _redelivered = False
     _stored: Any = False
     _died_first = False
+    kept: KeptRequest | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.received_at = time.monotonic()
+        super().__init__(*args, **kwargs)
+
+    def keep(self: Any, kept: KeptRequest) -> None:
+        """Its message is acknowledged and in a file: what settles this request settles that."""
+        self.kept = kept
+        self._on_ack, self._on_reject = kept.settle, kept.reject
 
     def record(self: Any, outcome: str | None, reason: str | None = None) -> None:
         """Write the record of this request, once."""

@@ -42,6 +42,15 @@ SOURCE = '''
         return "slept"
 
 
+    @task(name="bad.until")
+    def until(folder, word="until"):
+        """Runs until there is a file `go`."""
+        note(folder, word)
+        while not Path(folder, "go").exists():
+            time.sleep(0.02)
+        return word
+
+
     @task(name="bad.gil")
     def hold_the_gil(folder, seconds=120):
         """C code that keeps the interpreter's lock."""

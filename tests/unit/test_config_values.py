@@ -236,7 +236,6 @@ limetaskd:
          "strategy: ignored: there is no such section. It is a key of limetaskd: indent it below that."),
         ("features: {some_other_feature: 1}", "features.some_other_feature: unknown key, ignored."),
         ("importer: {use_s4: true}", "importer.use_s4: unknown key, ignored. Did you mean use_s3?"),
-        ("limetaskd: {ack_deadline: 15m}", "limetaskd.ack_deadline: this version does not enforce it"),
         ("limetaskd: {pools: {all: {pool: threads, time_limit: 5m}}}",
          "limetaskd.pools.all.pool: a threads task above its time limit is ended with its whole worker"),
         ("limetaskd: {celery: {task_acks_late: false}}",
@@ -259,7 +258,7 @@ def test_one_warning(text: str, line: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "limetaskd: {preload: false, ack_deadline: null, http: null, limits: {memory_soft: null}}",
+        "limetaskd: {preload: false, ack_deadline: 15m, http: null, limits: {memory_soft: null}}",
         "limetaskd: {celery: {task_reject_on_worker_lost: true, enable_utc: true, broker_heartbeat: 10}}",
         "limetaskd: {celery: {broker_transport_options: {confirm_publish: true}}}",
         "tasks: {result_expires: 30d, task_time_limit: 5.5}",
