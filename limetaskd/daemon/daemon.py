@@ -143,7 +143,7 @@ class Daemon:
         await self.write_settings()
         await self.write_accepted()
         self.channel.start()
-        found = await asyncio.to_thread(orphans.find_all, self.paths)
+        found, remains = await asyncio.to_thread(orphans.find_all, self.paths)
         broker = await self._start_broker() if self.plan.embedded else None
         if self.plan.preload:
             self._add(IMAGE, "image", lambda generation: image_launch(self.plan, generation)).start()
@@ -170,6 +170,7 @@ class Daemon:
             else:
                 unit.start()
         self._started = True
+        self._account_absent(remains)
         self.keeper.start()
         if self.plan.supervisor_socket:
             self._xmlrpc = engine.XmlRpcServer(
@@ -179,6 +180,12 @@ class Daemon:
         self._tick_task = self.background(self._tick())
         self.background(self.steering.watch())
         self.background(self.autoscaling.run())
+
+    def _account_absent(self, remains: list[orphans.Remains]) -> None:
+        """The tasks of those that died while no daemon ran."""
+        if self.guard is not None:
+            for dead in remains:
+                self.background(self.guard.account_absent(dead))
 
     def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]:
         """Run a coroutine beside the rest; its failure is logged, unless the caller looks (`report` False)."""

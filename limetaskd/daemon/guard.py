@@ -18,6 +18,7 @@ from limetaskd.daemon import health, outcome, postmortem
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.incarnation import Incarnation
 from limetaskd.daemon.memory import MemoryWatch
+from limetaskd.daemon.orphans import Remains
 from limetaskd.daemon.unit import Unit
 from limetaskd.plan.model import LimitsPlan, PoolPlan
 from limetaskd.policy.limits import next_look_s, overtime_s
@@ -73,6 +74,15 @@ class Guard:
         incarnation.forget()
         if incarnation.ending is None and incarnation.hung_for is None:
             await postmortem.report(self._daemon, unit.name, "crash", how, incarnation.pid, tasks=[], exit_text=how)
+
+    async def account_absent(self, dead: Remains) -> None:
+        """Of a worker that died while no daemon ran."""
+        cases = [
+            outcome.Case(slot, sentence.reason if sentence is not None else None, own=False)
+            for slot, sentence in dead.slots
+            if outcome.is_open(slot, sentence)
+        ]
+        await outcome.account_absent(self._daemon, dead.name, cases)
 
     def child_died(self, name: str, fields: dict[str, Any]) -> None:
         """A worker says that a pool child died by itself."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limetaskd.core.board import Board, process_start_ticks
+from limetaskd.core.board import Board, Sentence, Slot, process_start_ticks
 from limetaskd.core.record import ProcessRecord
 from limetaskd.daemon import files
 from limetaskd.daemon.incarnation import Launch
@@ -30,12 +30,21 @@ class Orphan:
     ref: ProcessRef
 
 
-def find_all(paths: Paths) -> list[Orphan]:
-    """Every living process with a record, newest generation first. Records of the dead are removed.
+@dataclass(frozen=True)
+class Remains:
+    """What the scoreboard of a worker says that died while no daemon ran: the slots that ran a task."""
+
+    name: str
+    slots: list[tuple[Slot, Sentence | None]]
+
+
+def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
+    """Every living process with a record, newest generation first; and what the dead ran, whose records are removed.
 
     A record that cannot be read is set aside: the process, if there is one, cannot be known without it.
     """
     found: list[Orphan] = []
+    remains: list[Remains] = []
     living: set[str] = set()
     for path in sorted(Path(paths.processes).glob("*.json")):
         try:
@@ -45,6 +54,7 @@ def find_all(paths: Paths) -> list[Orphan]:
             continue
         ref = find(record.pid, record.start_ticks)
         if ref is None:
+            remains.append(_remains(record))
             path.unlink(missing_ok=True)
         else:
             found.append(Orphan(record, ref))
@@ -53,7 +63,17 @@ def find_all(paths: Paths) -> list[Orphan]:
     for board in Path(paths.boards).iterdir():
         if str(board) not in living:
             board.unlink(missing_ok=True)
-    return sorted(found, key=lambda orphan: -orphan.record.generation)
+    return sorted(found, key=lambda orphan: -orphan.record.generation), [item for item in remains if item.slots]
+
+
+def _remains(record: ProcessRecord) -> Remains:
+    board = _board(record)
+    if board is None:
+        return Remains(record.name, [])
+    try:
+        return Remains(record.name, [(slot, board.sentence(slot)) for slot in board.read() if slot.running is not None])
+    finally:
+        board.close()
 
 
 def _launch(record: ProcessRecord) -> Launch:

@@ -12,9 +12,19 @@ import select
 import signal
 import socket
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from limetaskd.core.board import BY_DAEMON, BY_NOBODY, BY_WORKER, WORKER_LOST, Slot, process_start_ticks, process_state
+from limetaskd.core.board import (
+    BY_DAEMON,
+    BY_NOBODY,
+    BY_WORKER,
+    WORKER_LOST,
+    Sentence,
+    Slot,
+    process_start_ticks,
+    process_state,
+)
 from limetaskd.core.jsonlog import timestamp
 from limetaskd.daemon import postmortem
 from limetaskd.daemon.daemon import Daemon
@@ -71,7 +81,7 @@ async def end_task(
         return False  # it had just ended, with its record
     await _wait_for_worker(incarnation, slot)
     if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
-        await finish(daemon, unit, slot, reason, text, ended)
+        await finish(daemon, unit.name, slot, reason, text, ended)
     return True
 
 
@@ -133,13 +143,13 @@ async def _end_with_worker(
         return False
     incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
     if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
-        await finish(daemon, unit, slot, reason, text)
+        await finish(daemon, unit.name, slot, reason, text)
     await incarnation.kill()
     return True
 
 
 async def finish(
-    daemon: Daemon, unit: Unit, slot: Slot, reason: str, text: str, ended: float | None = None
+    daemon: Daemon, name: str, slot: Slot, reason: str, text: str, ended: float | None = None
 ) -> None:
     """Tombstone, FAILURE and the record of a task that nobody else can finish. `ended`: monotonic s; None: now."""
     running = slot.running
@@ -149,7 +159,7 @@ async def finish(
     try:
         outcome = (await ask_agent(daemon, "end_task", params)).get("state", outcome)
     except CommandError as error:
-        log.error("%s: the end of task %s is not stored yet: %s", unit.name, running.id, error)
+        log.error("%s: the end of task %s is not stored yet: %s", name, running.id, error)
         daemon.background(_store_later(daemon, params))
     record(daemon, slot, outcome, reason, ended or time.monotonic())
 
@@ -196,6 +206,15 @@ async def _store_later(daemon: Daemon, params: dict[str, Any]) -> None:
     log.error("the end of task %s could not be stored: whoever waits for its result waits on", params["id"])
 
 
+@dataclass(frozen=True)
+class Case:
+    """A task that ran when its worker died. `reason`: it had been sentenced; `own`: it may have caused the death."""
+
+    slot: Slot
+    reason: str | None
+    own: bool
+
+
 async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str) -> None:
     """After the death of a main process: what its scoreboard says of the tasks that ran; then the board goes.
 
@@ -207,37 +226,68 @@ async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str
     try:
         await _children_dead(incarnation)
         by_itself = incarnation.ending is None and incarnation.ended_for is None
-        deaths: dict[str, tuple[Slot, dict[str, Any] | None]] = {}
-        tasks = []
+        cases = []
         for slot in board.read():
-            running, sentence = slot.running, board.sentence(slot)
+            sentence = board.sentence(slot)
             # A main process that hung by itself took its children along: only what ran in it has a part in that.
             own = by_itself and (incarnation.hung_for is None or slot.pid == incarnation.pid)
-            if running is None or (sentence is not None and sentence.settled not in (BY_NOBODY, BY_WORKER)):
-                continue
-            if not board.settle(slot, BY_DAEMON):
-                continue
-            tasks.append(postmortem.task_of(running))
-            reason = sentence.reason if sentence is not None else None
-            if reason is not None or running.early_ack:
-                await finish(daemon, unit, slot, reason or WORKER_LOST, f"its worker died ({how})")
-                continue
-            daemon.events.emit(
-                "task_redelivered", process=unit.name, task_id=running.id, task_name=running.name, reason=how
-            )
-            death = {"at": timestamp(time.time()), "host": socket.gethostname(), "worker": unit.name, "by": how}
-            deaths[running.id] = (slot, death if own else None)
+            if is_open(slot, sentence) and board.settle(slot, BY_DAEMON):
+                cases.append(Case(slot, sentence.reason if sentence is not None else None, own))
+        deaths = await _conclude(daemon, unit.name, cases, how)
         if by_itself and incarnation.hung_for is None:
             said = incarnation.report.reason if incarnation.report is not None else None
             why = f"{how}: {said}" if said else how
+            tasks = [postmortem.task_of(case.slot.running) for case in cases if case.slot.running is not None]
             await postmortem.report(daemon, unit.name, "crash", why, incarnation.pid, tasks=tasks, exit_text=how)
         if deaths:
-            await _count(daemon, unit, deaths)
+            await _count(daemon, unit.name, deaths)
     finally:
         incarnation.forget()
 
 
-async def _count(daemon: Daemon, unit: Unit, deaths: dict[str, tuple[Slot, dict[str, Any] | None]]) -> None:
+async def account_absent(daemon: Daemon, name: str, cases: list[Case]) -> None:
+    """As `account`, for a worker that died while no daemon ran: who killed it is not known, so no task is to blame."""
+    deadline = time.monotonic() + RETRY_FOR_S
+    while (agent := daemon.units[AGENT].current) is None or agent.connection is None:
+        # The result store knows whether a task had ended after all.
+        if time.monotonic() > deadline:
+            break
+        await asyncio.sleep(POLL_S)
+    path = daemon.paths.log(name)
+    unrecorded = [
+        case for case in cases
+        if case.slot.running and not await asyncio.to_thread(postmortem.was_recorded, path, case.slot.running.id)
+    ]  # fmt: skip
+    deaths = await _conclude(daemon, name, unrecorded, "while no daemon ran")
+    if deaths:
+        await _count(daemon, name, deaths)
+
+
+def is_open(slot: Slot, sentence: Sentence | None) -> bool:
+    """Whether the slot names a task whose end nobody has dealt with."""
+    return slot.running is not None and (sentence is None or sentence.settled in (BY_NOBODY, BY_WORKER))
+
+
+async def _conclude(
+    daemon: Daemon, name: str, cases: list[Case], how: str
+) -> dict[str, tuple[Slot, dict[str, Any] | None]]:
+    """Finish what will not run again; of the others, by task id, the slot and the death to count (None: no fault)."""
+    deaths: dict[str, tuple[Slot, dict[str, Any] | None]] = {}
+    for case in cases:
+        running = case.slot.running
+        assert running is not None
+        if case.reason is not None or running.early_ack:
+            await finish(daemon, name, case.slot, case.reason or WORKER_LOST, f"its worker died ({how})")
+            continue
+        daemon.events.emit(
+            "task_redelivered", process=name, task_id=running.id, task_name=running.name, reason=how
+        )
+        death = {"at": timestamp(time.time()), "host": socket.gethostname(), "worker": name, "by": how}
+        deaths[running.id] = (case.slot, death if case.own else None)
+    return deaths
+
+
+async def _count(daemon: Daemon, name: str, deaths: dict[str, tuple[Slot, dict[str, Any] | None]]) -> None:
     """Count the deaths under tasks; those that had stored their result, and died before their record, get that here."""
     params = {"deaths": [{"id": task_id, "death": death} for task_id, (_, death) in deaths.items()]}
     deadline = time.monotonic() + RETRY_FOR_S
@@ -255,7 +305,7 @@ async def _count(daemon: Daemon, unit: Unit, deaths: dict[str, tuple[Slot, dict[
         log.warning("workers died under tasks, deaths so far: %s", counts, extra={"action": "task_deaths"})
     for task_id in reply.get("done") or ():
         slot = deaths[task_id][0]
-        if not await asyncio.to_thread(postmortem.was_recorded, daemon.paths.log(unit.name), task_id):
+        if not await asyncio.to_thread(postmortem.was_recorded, daemon.paths.log(name), task_id):
             record(daemon, slot, "SUCCESS", None, None)
 
 

@@ -16,7 +16,7 @@ from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostE
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
-from limetaskd.core.board import BY_WORKER, BY_WORKER_DONE, TIME_LIMIT, Sentence, Slot
+from limetaskd.core.board import BY_DAEMON, BY_WORKER, BY_WORKER_DONE, TIME_LIMIT, Sentence, Slot
 from limetaskd.worker import logs
 from limetaskd.worker.endings import Endings
 from limetaskd.worker.records import FAILURE, SUCCESS, Recorder
@@ -94,7 +94,8 @@ class RequestMixin:
         if self._recorded:
             return
         self._recorded = True
-        self._settled_here()
+        if not self._settled_here():
+            return
         now = time.time()
         self.recorder.write(
             self.id,
@@ -106,12 +107,17 @@ class RequestMixin:
             reason=reason,
         )
 
-    def _settled_here(self: Any) -> None:
-        """A dead child's slot goes on naming the task: the daemon must not deal with it once more."""
+    def _settled_here(self: Any) -> bool:
+        """A dead child's slot goes on naming the task: the daemon must not deal with it once more.
+
+        False: it has, because this took too long (a result store that is frozen), and its record is the one.
+        """
         board = self.runtime.board
         slot = board.running(self.worker_pid, self.id)
-        if slot is not None:
-            board.board.settle(slot, BY_WORKER_DONE)
+        if slot is None or board.board.settle(slot, BY_WORKER_DONE):
+            return True
+        sentence = board.board.sentence(slot)
+        return sentence is None or sentence.settled != BY_DAEMON
 
     def _sentence(self: Any) -> tuple[Slot | None, Sentence | None]:
         board = self.runtime.board

@@ -83,6 +83,30 @@ def test_at_most_once_is_failure_at_once_also_when_the_worker_dies(redis_url: st
     assert len(notes(daemon, "once")) == 1
 
 
+@pytest.mark.parametrize("delivery", ["at-most-once", "at-least-once"])
+def test_what_dies_while_no_daemon_runs_is_dealt_with_by_the_next(
+    redis_url: str, make_daemon: MakeDaemon, delivery: str
+) -> None:
+    daemon = start(make_daemon, redis_url, redis_url, delivery=delivery, max_deliveries=1)
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder))
+    noted(daemon, "until")
+    daemon.kill()
+    for process in daemon.processes():
+        process.kill()
+    daemon.start()
+    if delivery == "at-least-once":
+        # Nobody knows who killed it, so nobody is to blame: one death would be too many here.
+        noted(daemon, "until", 2)
+        (daemon.folder / "go").touch()
+    with Sender(daemon) as sender:
+        if delivery == "at-most-once":
+            assert failed_once(daemon, sender, task, "worker_lost").startswith("WorkerLostError")
+        else:
+            assert sender.result(task) == "until"
+            assert [record["task_outcome"] for record in daemon.records(task)] == ["SUCCESS"]
+
+
 def test_kill_ends_one_task_for_good(urls: Urls, make_daemon: MakeDaemon) -> None:  # noqa: F811
     daemon = start(make_daemon, urls.broker, urls.backend)
     with Sender(daemon) as sender:

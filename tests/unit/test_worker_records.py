@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import namedtuple
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limetaskd.beat.scheduler import planned_at
+from limetaskd.core.board import BY_DAEMON, BY_NOBODY, BY_WORKER, TIME_LIMIT
 from limetaskd.core.settings import Queue, Routing, Settings
 from limetaskd.worker.records import Recorder, latency_ms, outcome_of
+from limetaskd.worker.request import RequestMixin
+from limetaskd.worker.scoreboard import Scoreboard
 
 NOW = datetime(2026, 11, 25, 10, 0, 0, 500000, tzinfo=UTC)
 
@@ -134,3 +139,25 @@ def test_a_crontab_is_planned_at_its_latest_time() -> None:
     assert planned_at(Entry(every_minute, NOW - timedelta(hours=3)), NOW) == NOW.replace(microsecond=0)
     # Away for longer than is worth counting.
     assert planned_at(Entry(every_minute, NOW - timedelta(days=30)), NOW) == NOW
+
+
+@pytest.mark.parametrize(("settled", "written"), [(BY_NOBODY, 1), (BY_WORKER, 1), (BY_DAEMON, 0)])
+def test_a_task_that_the_daemon_has_recorded_is_not_recorded_by_its_worker(settled: int, written: int) -> None:
+    """A result store that was frozen for a minute: the daemon had given up on the worker."""
+    scoreboard = Scoreboard(None, 1)
+    writer = scoreboard.writer()
+    assert writer is not None
+    writer.begin("1", "t", "q")
+    (slot,) = scoreboard.board.read()
+    assert scoreboard.board.condemn(slot, TIME_LIMIT)
+    if settled != BY_NOBODY:
+        assert scoreboard.board.settle(slot, settled)
+    records: list[Any] = []
+
+    class Made(RequestMixin):
+        runtime = SimpleNamespace(board=scoreboard)  # type: ignore[assignment]
+        recorder = SimpleNamespace(write=lambda *args, **_: records.append(args))  # type: ignore[assignment]
+        worker_pid, id, task, request_dict, time_start = os.getpid(), "1", SimpleNamespace(name="t"), {}, 1.0
+
+    Made().record("FAILURE", TIME_LIMIT)
+    assert len(records) == written
