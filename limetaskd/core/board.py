@@ -43,6 +43,7 @@ SLOT_BYTES = 768
 assert _SLOT.size <= _SENTENCE_AT
 assert _SENTENCE_AT + _SENTENCE.size <= SLOT_BYTES
 _READ_TRIES = 50
+_LOCK_STEP_S = 0.001
 _EARLY_ACK = 1
 
 # Why a task was ended: `task_failure_reason`. The position is what stands in the sentence.
@@ -128,7 +129,13 @@ def process_state(pid: int) -> str:
 
 
 class Board:
-    """A scoreboard in a file or in anonymous memory."""
+    """A scoreboard in a file or in anonymous memory.
+
+    `patience_s`: how long a sentence may wait for another process that writes one, None: for ever. The daemon must not
+    wait for a process that it has stopped.
+    """
+
+    patience_s: float | None = None
 
     def __init__(self, memory: mmap.mmap, path: str | None = None) -> None:
         magic, version, slots = _HEADER.unpack_from(memory, 0)
@@ -251,16 +258,34 @@ class Board:
                 descriptor = None  # removed with the death of the worker: we are alone with the memory
         try:
             if descriptor is not None:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX, _SENTENCE.size, offset)
+                self._lock(descriptor, offset)
             known = self.sentence(slot)
             if not allowed(known):
                 return False
             code = REASONS.index(reason if reason is not None else known.reason if known else None)
             _SENTENCE.pack_into(self._memory, offset, slot.running.started, code, who)
             return True
+        except BlockingIOError:
+            return False  # for now it is in the hands of somebody else
         finally:
             if descriptor is not None:
                 os.close(descriptor)  # which frees the lock
+
+    def _lock(self, descriptor: int, offset: int) -> None:
+        """Raises BlockingIOError when patience ends."""
+        if self.patience_s is None:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX, _SENTENCE.size, offset)
+            return
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, _SENTENCE.size, offset)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(_LOCK_STEP_S)
+            else:
+                return
 
     def claim(self, *, index: int | None = None) -> SlotWriter | None:
         """Take a free slot (or `index`) for the calling process; None when all are taken.

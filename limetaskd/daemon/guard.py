@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from limetaskd.core.board import TIME_LIMIT, Slot, process_start_ticks
+from limetaskd.core.board import BY_NOBODY, TIME_LIMIT, WORKER_LOST, Slot, process_start_ticks
 from limetaskd.core.units import format_duration
 from limetaskd.daemon import health, outcome, postmortem
 from limetaskd.daemon.daemon import Daemon
@@ -63,7 +63,17 @@ class Guard:
         self._health = health.Health(daemon)
 
     def start(self) -> None:
+        for unit, incarnation in incarnations(self._daemon):
+            for slot in incarnation.board.read() if incarnation.board is not None else ():
+                self._carry_on(unit, incarnation, slot)
         self._daemon.background(self._run())
+
+    def _carry_on(self, unit: Unit, incarnation: Incarnation, slot: Slot) -> None:
+        """A daemon that died may have left a sentence that it had not carried out."""
+        sentence = incarnation.board.sentence(slot) if incarnation.board is not None else None
+        if sentence is not None and sentence.settled == BY_NOBODY:
+            text = "was about to be ended by the daemon before this one"
+            self._end(unit, incarnation, slot, sentence.reason or WORKER_LOST, text, {}, resumed=True)
 
     async def account(self, unit: Unit, incarnation: Incarnation) -> None:
         """After the death of a process."""
@@ -173,16 +183,22 @@ class Guard:
         self, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str, **figures: object
     ) -> None:
         """End a task in the background, once."""
+        if incarnation.board is not None and incarnation.board.sentence(slot) is None:
+            self._end(unit, incarnation, slot, reason, text, figures)
+
+    def _end(
+        self, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str, figures: dict[str, object],
+        *, resumed: bool = False,
+    ) -> None:  # fmt: skip
         running = slot.running
-        board = incarnation.board
-        if running is None or board is None:
+        if running is None:
             return
         key = (slot.pid, slot.start_ticks, running.started)
-        if key in self._ending or board.sentence(slot) is not None:
+        if key in self._ending:
             return
         self._ending.add(key)
         task = self._daemon.background(
-            outcome.end_task(self._daemon, unit, incarnation, slot, reason, text, **figures)
+            outcome.end_task(self._daemon, unit, incarnation, slot, reason, text, resumed=resumed, **figures)
         )
         task.add_done_callback(lambda _task: self._ending.discard(key))
 

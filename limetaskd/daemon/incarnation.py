@@ -26,6 +26,8 @@ log = logging.getLogger("limetaskd.process")
 FIRST_REPORT_S = 2 * REPORT_INTERVAL_S
 # What a process gets to act on SIGQUIT before it is killed.
 QUIT_GRACE_S = 5.0
+# A worker holds the lock of a sentence for microseconds, unless it is stopped at that moment.
+BOARD_PATIENCE_S = 0.05
 
 
 @dataclass(frozen=True)

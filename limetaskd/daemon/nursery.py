@@ -16,7 +16,15 @@ from limetaskd.core.board import Board, process_start_ticks
 from limetaskd.core.channel import State
 from limetaskd.daemon import engine, gather
 from limetaskd.daemon.channel import Connection
-from limetaskd.daemon.incarnation import ADOPTED, EXEC, FORK, Incarnation, Launch, launch_environment
+from limetaskd.daemon.incarnation import (
+    ADOPTED,
+    BOARD_PATIENCE_S,
+    EXEC,
+    FORK,
+    Incarnation,
+    Launch,
+    launch_environment,
+)
 from limetaskd.daemon.launch import IMAGE
 from limetaskd.daemon.spawner import ProcessRef, find, forked, reap_strangers, spawn
 from limetaskd.daemon.unit import Unit
@@ -81,6 +89,7 @@ class Nursery:
         board = None
         if launch.board_path is not None:
             board = Board.create(launch.board_path, launch.board_slots)
+            board.patience_s = BOARD_PATIENCE_S
         ref = await self._fork(unit, launch) if launch.forkable else None
         origin = EXEC if ref is None else FORK
         if ref is None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from limetaskd.core.board import Board, Sentence, Slot, process_start_ticks
 from limetaskd.core.record import ProcessRecord
 from limetaskd.daemon import files
-from limetaskd.daemon.incarnation import Launch
+from limetaskd.daemon.incarnation import BOARD_PATIENCE_S, Launch
 from limetaskd.daemon.launch import STOP_MARGIN_S, Paths
 from limetaskd.daemon.spawner import ProcessRef, find
 
@@ -93,10 +93,12 @@ def _board(record: ProcessRecord) -> Board | None:
     if record.board is None:
         return None
     try:
-        return Board.open(record.board)
+        board = Board.open(record.board)
     except (OSError, ValueError) as error:
         log.warning("%s: its scoreboard %s cannot be read: %s", record.name, record.board, error)
         return None
+    board.patience_s = BOARD_PATIENCE_S
+    return board
 
 
 def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:

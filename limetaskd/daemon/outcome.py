@@ -50,11 +50,15 @@ RETRY_FOR_S = 600.0
 
 
 async def end_task(
-    daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str, **figures: Any
-) -> bool:
-    """Kill what runs the task of `slot`, for `reason`. False when it ended meanwhile, or somebody else does it."""
+    daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str, *,
+    resumed: bool = False, **figures: Any,
+) -> bool:  # fmt: skip
+    """Kill what runs the task of `slot`, for `reason`. False when it ended meanwhile, or somebody else does it.
+
+    `resumed`: its sentence has been written already, by a daemon that died.
+    """
     board, running = incarnation.board, slot.running
-    if board is None or running is None or not board.condemn(slot, reason):
+    if board is None or running is None or not (resumed or board.condemn(slot, reason)):
         return False
     log.error(
         "%s: task %s[%s] %s: its process %d is killed", unit.name, running.name, running.id, text, slot.pid,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from limetaskd.core.board import MEMORY_LIMIT, Board
 from tests.support.daemon import Daemon
 from tests.support.jobs import Urls, urls  # noqa: F401
 from tests.support.limits import SOURCE, configuration, failed_once, noted, notes
@@ -105,6 +106,24 @@ def test_what_dies_while_no_daemon_runs_is_dealt_with_by_the_next(
         else:
             assert sender.result(task) == "until"
             assert [record["task_outcome"] for record in daemon.records(task)] == ["SUCCESS"]
+
+
+def test_a_sentence_that_a_dead_daemon_left_is_carried_out_by_the_next(
+    redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    daemon = start(make_daemon, redis_url, redis_url, concurrency=1)
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder))
+        noted(daemon, "until")
+        daemon.kill()
+        (path,) = daemon.folder.rglob("boards/all:0.*")
+        board = Board.open(str(path))
+        (slot,) = [slot for slot in board.read() if slot.running is not None]
+        assert board.condemn(slot, MEMORY_LIMIT)
+        daemon.start()
+        failed_once(daemon, sender, task, "memory_limit")
+        assert isinstance(sender.result(sender.send("bad.pid")), int)
+    assert len(notes(daemon, "until")) == 1
 
 
 def test_kill_ends_one_task_for_good(urls: Urls, make_daemon: MakeDaemon) -> None:  # noqa: F811

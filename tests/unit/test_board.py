@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -110,3 +111,29 @@ def test_a_sentence_belongs_to_one_task_and_is_settled_once(tmp_path: Path) -> N
     (slot,) = board.read()
     assert board.sentence(slot) is None
     assert not other.settle(dataclasses.replace(slot, running=None), BY_DAEMON)
+
+
+def test_who_has_patience_does_not_wait_for_a_process_that_was_stopped(tmp_path: Path) -> None:
+    board = Board.create(str(tmp_path / "board"), 1)
+    writer = board.claim()
+    assert writer is not None
+    writer.begin("id-1", "a", "q")
+    (slot,) = board.read()
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with (tmp_path / "board").open("r+b") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            os.write(told, b"x")
+            os.kill(os.getpid(), signal.SIGSTOP)
+    try:
+        os.read(ready, 1)
+        board.patience_s = 0.01
+        assert not board.condemn(slot, TIME_LIMIT)
+        assert board.sentence(slot) is None
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+        os.close(told)
+    assert board.condemn(slot, TIME_LIMIT)
