@@ -42,9 +42,6 @@ class Broker(Protocol):
     def figures(self, names: Sequence[str]) -> list[Figure]:
         """Of each queue, in this order."""
 
-    def exists(self, name: str) -> bool:
-        """Whether a message sent to this queue would arrive."""
-
     def restore(self) -> int:
         """Give back what dead consumers hold; returns how many messages. 0 where the broker does it by itself."""
 
@@ -142,9 +139,6 @@ class RabbitMQ(_Connected):
             return Figure(name)
         return Figure(name, int(depth), int(consumers))
 
-    def exists(self, name: str) -> bool:
-        return self.figures([name])[0].depth is not None
-
     def restore(self) -> int:
         return 0
 
@@ -182,9 +176,6 @@ class Redis(_Connected):
             Figure(name, depth, None, None if sent is None else round(max(0.0, now - sent), 3))
             for name, (depth, sent) in depths.items()
         ]
-
-    def exists(self, _name: str) -> bool:
-        return True  # a list comes with its first message
 
     def restore(self) -> int:
         try:

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 FIGURES_S = 2.0
 RESTORE_S = 10.0
+RESEND_S = 1.0
 RETRY_S = (1.0, 2.0, 4.0, 5.0)
 
 # Where kombu's native delayed delivery keeps messages for quorum queues, one for each power of two of seconds.
@@ -128,10 +129,13 @@ class Watch(threading.Thread):
         due = self._kept.due()
         if not due:
             return
+        end = time.monotonic() + RESEND_S
         try:
             with connection_of(self._settings, confirm=True) as sending:
                 for path in due:
-                    self._kept.send(path, broker, sending)
+                    self._kept.send(path, sending)
+                    if time.monotonic() > end:
+                        return  # the rest with the next look
         except broker.gone as error:
             raise away(error) from error
 

@@ -17,7 +17,7 @@ from limetaskd.core.redact import redact_text
 from limetaskd.core.routing import Decision
 from limetaskd.tasks import logs, pool, publish
 from limetaskd.tasks.binding import Binding, binding_of
-from limetaskd.tasks.message import ROUTED_QUEUE_HEADER, ROUTED_TYPE_HEADER, SENT_AT_HEADER, USER_HEADER
+from limetaskd.tasks.message import RESENT_HEADER, ROUTED_QUEUE_HEADER, ROUTED_TYPE_HEADER, SENT_AT_HEADER, USER_HEADER
 from limetaskd.tasks.queues import Queues, kombu_queue
 from limetaskd.tasks.router import ROUTE_OPTION, Router
 from limetaskd.tasks.user import current_user
@@ -126,6 +126,7 @@ class AMQP(celery.app.amqp.AMQP):  # type: ignore[misc]
 def _mark(headers: dict[str, Any] | None, decision: Decision) -> dict[str, Any]:
     """The headers of one try."""
     marked = dict(headers or {})
+    marked.pop(RESENT_HEADER, None)  # of the message that a retry is made of
     marked[ROUTED_QUEUE_HEADER] = decision.queue.actual
     marked[ROUTED_TYPE_HEADER] = decision.type
     marked[SENT_AT_HEADER] = time.time()

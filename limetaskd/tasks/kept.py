@@ -18,10 +18,11 @@ from typing import Any
 from kombu.utils import json
 
 from limetaskd.core.board import process_start_ticks
+from limetaskd.tasks.redis_owners import process_alive, this_place
 
 KEPT_VERSION = 1
-# On a message that was sent again from here: it may have run before, whatever the broker says.
-RESENT_HEADER = "__resent"
+# What `write` raises: the disk, or headers that JSON does not know.
+WRITE_ERRORS = (OSError, ValueError, TypeError)
 
 # What of a message's properties goes with it again; the rest belongs to one delivery.
 PROPERTIES = ("correlation_id", "reply_to", "priority", "message_id", "timestamp", "type", "user_id", "app_id")
@@ -33,9 +34,19 @@ def folder_of(state_dir: str) -> Path:
     return Path(state_dir, "kept")
 
 
+Owner = tuple[str, int, int]
+
+
+def lives(owner: Owner) -> bool:
+    """Of another boot or pid namespace: nobody lives. A state_dir belongs to one host."""
+    place, pid, start_ticks = owner
+    return place == this_place() and process_alive(pid, start_ticks)
+
+
 @dataclass(frozen=True)
 class Kept:
-    """One message. `queue`: actual name. `owner`: pid and start (clock ticks) of the worker that runs it; None: nobody.
+    """One message. `queue`: actual name. `owner`: place (boot, pid namespace), pid and start (clock ticks) of the
+    worker that runs it; None: nobody.
 
     `due`: unix seconds, not to be sent before.
     """
@@ -43,7 +54,7 @@ class Kept:
     task_id: str
     task_name: str
     queue: str
-    owner: tuple[int, int] | None
+    owner: Owner | None
     due: float
     body: bytes = field(repr=False)
     content_type: str | None
@@ -60,7 +71,7 @@ class Kept:
             task_id=task_id,
             task_name=task_name,
             queue=queue,
-            owner=(pid, process_start_ticks(pid) or 0) if due is None else None,
+            owner=(this_place(), pid, process_start_ticks(pid) or 0) if due is None else None,
             due=due or 0.0,
             body=body.encode() if isinstance(body, str) else bytes(body),
             content_type=message.content_type,
@@ -82,7 +93,7 @@ class Kept:
             raise ValueError(f"not a kept message of version {KEPT_VERSION}")
         try:
             owner = document["owner"]
-            document["owner"] = None if owner is None else (int(owner[0]), int(owner[1]))
+            document["owner"] = None if owner is None else (str(owner[0]), int(owner[1]), int(owner[2]))
             document["body"] = base64.b64decode(document["body"], validate=True)
             document["due"] = float(document["due"])
             document["headers"], document["properties"] = dict(document["headers"]), dict(document["properties"])
@@ -94,7 +105,9 @@ class Kept:
 def write(path: Path, kept: Kept) -> None:
     """Whole or not at all, and on the disk when this returns. Raises OSError, ValueError, TypeError."""
     text = kept.to_json()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.parent.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sync(path.parent.parent)
     temporary = path.with_suffix(f".{os.getpid()}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -106,11 +119,15 @@ def write(path: Path, kept: Kept) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def new_path(folder: Path) -> Path:

@@ -6,6 +6,7 @@
     __sent_at                 when this try was sent (unix seconds)
     __user_id                 whose task it is; tasks that it sends inherit it
     __schedule_entry          name of the schedule entry that sent it
+    __resent                  it was sent again from state_dir: it may have run before, whatever the broker says
     __planned_at              when it was planned (RFC 3339, UTC)
 """
 
@@ -17,6 +18,7 @@ ROUTED_QUEUE_HEADER = "__routed_queue"
 ROUTED_TYPE_HEADER = "__routed_type"
 SENT_AT_HEADER = "__sent_at"
 USER_HEADER = "__user_id"
+RESENT_HEADER = "__resent"
 ENTRY_HEADER = "__schedule_entry"
 PLANNED_HEADER = "__planned_at"
 

@@ -180,10 +180,7 @@ def _retire_idle(consumer: Any) -> None:
 def _follow_prefetch(consumer: Any, change: int) -> None:
     consumer._update_prefetch_count(change)
     if consumer.qos_global is False:
-        # Quorum queues: a consumer keeps the prefetch that it began with.
-        consumer.task_consumer.qos(prefetch_count=consumer.initial_prefetch_count, apply_global=False)
-        consumer.task_consumer.cancel()
-        consumer.task_consumer.consume()
+        queues.consume_anew(consumer, consumer.initial_prefetch_count)
 
 
 _COMMANDS: dict[str, Callable[[Any, Command], None]] = {

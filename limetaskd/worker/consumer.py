@@ -71,13 +71,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         queues.offline(self)
 
     def update_strategies(self) -> None:
+        self.controller.before_strategies()
         super().update_strategies()
         self.controller.on_strategies()
 
     def on_ready(self) -> None:
         """Called at each connection, right after the broker has confirmed every consumer."""
         super().on_ready()
-        self.controller.keeper.connected()
         logger.info("consuming %s", ", ".join(self.consuming()), extra={"action": "consuming"})
         self.report_consuming()
 

@@ -18,9 +18,8 @@ from celery.worker import state as worker_state
 from limetaskd.core.board import WORKER_LOST
 from limetaskd.core.jsonlog import timestamp
 from limetaskd.tasks.errors import killed_error
-from limetaskd.tasks.kept import RESENT_HEADER
 from limetaskd.tasks.marks import Marks
-from limetaskd.tasks.message import header_of
+from limetaskd.tasks.message import RESENT_HEADER, header_of
 from limetaskd.worker.keeping import Keeper
 from limetaskd.worker.quarantine import send_to_quarantine
 from limetaskd.worker.records import FAILURE, Recorder
@@ -113,9 +112,12 @@ class Endings:
             if request.revoked():  # stores REVOKED, acknowledges, and records
                 worker_state.task_ready(request)
                 return False
-        if not (request.delivery_info or {}).get("redelivered") and not header_of(request, RESENT_HEADER):
+        delivery = request.delivery_info or {}
+        if header_of(request, RESENT_HEADER):
+            delivery["redelivered"] = True  # Celery looks there whether it has succeeded already
+        if not delivery.get("redelivered"):
             return True
-        if self._keeper.holds(request.id):
+        if self._keeper.holds(request):
             # The connection broke between our acknowledgement and the broker.
             request._recorded = True
             worker_state.task_ready(request)

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from celery.utils.time import maybe_make_aware
 from celery.worker import state as worker_state
 
 from limetaskd.errors import LimetaskError
-from limetaskd.tasks.kept import Kept, folder_of, new_path, write
+from limetaskd.tasks.kept import WRITE_ERRORS, Kept, folder_of, new_path, write
+from limetaskd.tasks.message import SENT_AT_HEADER
 from limetaskd.worker.drain import give_back, take_back
+from limetaskd.worker.queues import consume_anew
 from limetaskd.worker.records import Recorder
 from limetaskd.worker.runtime import Runtime
 
@@ -34,6 +35,8 @@ _LOOK_S = 30.0
 # So long before its ETA a task is sent again, or half of the deadline: the worker that gets it keeps the time exactly.
 _LEAD_S = 5.0
 _MOST_TROUBLED = 1000
+# Of one turn of the event loop, for writing.
+_BUDGET_S = 0.5
 
 
 class KeepError(LimetaskError):
@@ -46,23 +49,23 @@ class KeptRequest:
     def __init__(self, keeper: Keeper, path: Path, kept: Kept) -> None:
         self._keeper = keeper
         self._path = path
-        self._kept = kept
+        self.kept = kept
 
     def settle(self, *_: Any) -> None:
         """The task has ended: instead of the acknowledgement."""
         self._path.unlink(missing_ok=True)
-        self._keeper.ended(self._kept.task_id)
+        self._keeper.ended(self)
 
     def give_back(self) -> None:
         """It shall run again, somewhere: instead of the requeue."""
         try:
-            write(self._path, dataclasses.replace(self._kept, owner=None))
+            write(self._path, dataclasses.replace(self.kept, owner=None))
         except OSError as error:
             logger.error(
                 "task %s is sent again when this worker has ended: its file %s cannot be changed: %s",
-                self._kept.task_id, self._path, error,
+                self.kept.task_id, self._path, error,
             )  # fmt: skip
-        self._keeper.ended(self._kept.task_id)
+        self._keeper.ended(self)
 
     def reject(self, _logger: Any, _errors: Any, requeue: bool) -> None:
         if requeue:
@@ -82,9 +85,9 @@ class Keeper:
         alone = spec is None or spec.pool_kind == "solo"
         self.deadline_s = None if alone or settings.state_dir is None else settings.ack_deadline_s
         self._folder = folder_of(settings.state_dir or "")
-        self._kept: set[str] = set()
-        # How far the prefetch count was lowered for what runs and does not count at the broker any more.
-        self._lowered = 0
+        self._kept: dict[str, KeptRequest] = {}
+        self._lowered = False
+        self._queues: dict[str, str] = {}  # consumer tag -> queue, also of those that were cancelled
         self._next = 0.0
         self._troubled: set[str] = set()  # that an operator was told of
 
@@ -93,50 +96,81 @@ class Keeper:
         """How often to look; None: never."""
         return None if self.deadline_s is None else min(self.deadline_s / _LOOKS, _LOOK_S)
 
-    def holds(self, task_id: str) -> bool:
-        """Whether this task runs here and its message is in a file: another copy has nothing to add."""
-        return task_id in self._kept
+    def holds(self, request: Any) -> bool:
+        """Whether this very try runs here already and its message is in a file: another copy has nothing to add."""
+        known = self._kept.get(request.id)
+        return known is not None and _try_of(known.kept.headers) == _try_of(request.request_dict)
 
-    def connected(self) -> None:
-        """A new connection has a new prefetch count."""
-        self._lowered = 0
-        self._adjust()
-
-    def ended(self, task_id: str) -> None:
-        self._kept.discard(task_id)
-        self._adjust()
-
-    def _adjust(self) -> None:
-        """What is acknowledged leaves room for one more: for every busy slot another task would wait here."""
-        qos = getattr(self._runtime.consumer, "qos", None)
-        if qos is None:
-            return
-        while self._lowered < len(self._kept) and qos.value > 1:
-            qos.decrement_eventually()
-            self._lowered += 1
-        while self._lowered > len(self._kept):
-            qos.increment_eventually()
-            self._lowered -= 1
+    def ended(self, request: KeptRequest) -> None:
+        """In any thread."""
+        if self._kept.get(request.kept.task_id) is request:
+            del self._kept[request.kept.task_id]
 
     def step(self, consumer: Any) -> None:
         """Look, when it is time to. Raises connection errors."""
+        if self.deadline_s is None:
+            return
+        self._follow(consumer)
         now = time.monotonic()
-        if self.deadline_s is None or now < self._next or self._runtime.drain.requested:
+        if now < self._next:
             return
         self._next = now + (self.interval_s or 0.0)
-        oldest = now - self.deadline_s
-        for request in tuple(worker_state.active_requests):
-            if not request.acknowledged and request.kept is None and request.received_at < oldest:
-                self._try(self._keep, consumer, request)
-        for request in tuple(worker_state.scheduled_requests):
-            left_s = _seconds_until(consumer.app, request)
-            if now + left_s - request.received_at > self.deadline_s:
-                self._try(self._put_away, consumer, request, time.time() + left_s)
-        scheduled = set(worker_state.scheduled_requests)
-        late = take_back(consumer, lambda request: request.received_at < oldest and request not in scheduled)
-        give_back(consumer, late)
+        with self._runtime.waiting_for("the disk"):
+            if not self._look(consumer, now - self.deadline_s, now + _BUDGET_S):
+                self._next = 0.0  # the rest with the next turn of the loop
+                os.eventfd_write(self._runtime.wake, 1)
+        self._follow(consumer)
 
-    def _try(self, keep: Callable[..., None], consumer: Any, request: Any, *args: Any) -> None:
+    def _look(self, consumer: Any, oldest: float, end: float) -> bool:
+        """Everything that was received before `oldest`; False when there was no time left for all of it."""
+        deadline_s = self.deadline_s or 0.0
+        # What came over a connection that is no more has gone back to its queue, and cannot be acknowledged.
+        channel = consumer.task_consumer.channel
+        for request in tuple(worker_state.active_requests):
+            late = not request.acknowledged and request.kept is None and request.received_at < oldest
+            if late and request.message.channel is channel:
+                self._try(self._keep, consumer, request)
+                if time.monotonic() > end:
+                    return False
+        if self._runtime.drain.requested:
+            return True  # everything else is given back
+        ahead = set()
+        for request in tuple(worker_state.scheduled_requests):
+            left_s = float((request.eta - consumer.app.now()).total_seconds())
+            if left_s > 0:
+                ahead.add(request)
+            if time.monotonic() + left_s - request.received_at > deadline_s:
+                self._try(self._put_away, consumer, request, time.time() + left_s)
+                if time.monotonic() > end:
+                    return False
+        waiting = take_back(consumer, lambda request: request.received_at < oldest and request not in ahead)
+        if self._runtime.settings.queue_type == "quorum":
+            # Each requeue there counts towards the delivery limit, at which the broker drops the message.
+            for request in tuple(waiting):
+                if self._try(self._send_again, consumer, request):
+                    waiting.remove(request)
+        give_back(consumer, waiting)
+        return True
+
+    def _follow(self, consumer: Any) -> None:
+        """What is acknowledged leaves room for one more: for every busy slot another task would wait here.
+
+        The count is set, not changed by one: kombu's QoS stops at 1 and loses count there. While Celery has lowered it
+        by itself for what ran when a connection broke, it does so for these too.
+        """
+        qos = consumer.qos
+        restored = getattr(consumer, "_maximum_prefetch_restored", True)
+        if not (self._kept or self._lowered) or not consumer.initial_prefetch_count or not restored:
+            return
+        wanted = max(1, consumer.initial_prefetch_count + len(worker_state.scheduled_requests) - len(self._kept))
+        self._lowered = bool(self._kept)
+        if qos.value == wanted or self._runtime.drain.requested:
+            return
+        qos.value = wanted
+        if consumer.qos_global is False:
+            consume_anew(consumer, wanted)
+
+    def _try(self, keep: Callable[..., None], consumer: Any, request: Any, *args: Any) -> bool:
         try:
             keep(consumer, request, *args)
         except KeepError as error:
@@ -147,14 +181,17 @@ class Keeper:
                 level, "task %s[%s] is held for longer than ack_deadline and cannot be kept in %s: %s",
                 request.task.name, request.id, self._folder, error,
             )  # fmt: skip
+            return False
+        return True
 
     def _queue_of(self, consumer: Any, request: Any) -> str:
         """Raises KeepError when nobody knows."""
-        delivery = request.message.delivery_info or {}
         for name, tag in consumer.task_consumer._active_tags.items():
-            if tag == delivery.get("consumer_tag"):
-                return str(name)
-        name = self._recorder.queue_of({**request.request_dict, "delivery_info": delivery})
+            self._queues[tag] = str(name)
+        delivery = request.message.delivery_info or {}
+        name = self._queues.get(str(delivery.get("consumer_tag"))) or self._recorder.queue_of(
+            {**request.request_dict, "delivery_info": delivery}
+        )
         if name is None:
             raise KeepError("its message does not say from which queue it came")
         return name
@@ -163,33 +200,53 @@ class Keeper:
         """In this order: in between there may be two of it, never none. Raises KeepError, connection errors."""
         try:
             write(path, kept)
-        except (OSError, ValueError, TypeError) as error:
+        except WRITE_ERRORS as error:
+            self._drop(path)
             raise KeepError(str(error)) from error
         try:
             message.ack()
         except Exception:
-            path.unlink(missing_ok=True)  # the broker still has it
+            self._drop(path)  # the broker still has it
             raise
+
+    @staticmethod
+    def _drop(path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.debug("%s: %s", path, error)
 
     def _keep(self, consumer: Any, request: Any) -> None:
         queue = self._queue_of(consumer, request)
-        kept = Kept.of_message(request.message, request.id, request.task.name, queue)
-        path = new_path(self._folder)
-        self._acknowledge(request.message, path, kept)
-        request.keep(KeptRequest(self, path, kept))
-        self._kept.add(request.id)
-        self._adjust()
+        with request.settling:  # a thread may end it right now
+            if request.acknowledged:
+                return
+            kept = Kept.of_message(request.message, request.id, request.task.name, queue)
+            path = new_path(self._folder)
+            self._acknowledge(request.message, path, kept)
+            self._kept[request.id] = held = KeptRequest(self, path, kept)
+            request.keep(held)
         self._tell(kept, "it runs longer than ack_deadline (%g s)", self.deadline_s)
 
     def _put_away(self, consumer: Any, request: Any, eta: float) -> None:
-        queue = self._queue_of(consumer, request)
         lead_s = min(_LEAD_S, (self.deadline_s or 0.0) / 2)
-        kept = Kept.of_message(request.message, request.id, request.task.name, queue, due=eta - lead_s)
-        self._acknowledge(request.message, new_path(self._folder), kept)
-        (taken,) = take_back(consumer, lambda other: other is request)
-        taken.acknowledged = True
-        worker_state.task_ready(taken)
+        kept = self._leave(consumer, request, eta - lead_s)
+        if request._eta_timer_entry is not None:
+            consumer.timer.cancel(request._eta_timer_entry)
+            consumer.qos.decrement_eventually()  # as it does when its time has come
         self._tell(kept, "its ETA is further away than ack_deadline (%g s)", self.deadline_s)
+
+    def _send_again(self, consumer: Any, request: Any) -> None:
+        self._leave(consumer, request, 0.0)
+
+    def _leave(self, consumer: Any, request: Any, due: float) -> Kept:
+        """This worker has nothing to do with it any more."""
+        queue = self._queue_of(consumer, request)
+        kept = Kept.of_message(request.message, request.id, request.task.name, queue, due=due)
+        self._acknowledge(request.message, new_path(self._folder), kept)
+        request.acknowledged = True
+        worker_state.task_ready(request)
+        return kept
 
     def _tell(self, kept: Kept, why: str, *values: Any) -> None:
         logger.info(
@@ -200,7 +257,6 @@ class Keeper:
         self._runtime.event("task_kept", task_id=kept.task_id, task_name=kept.task_name, task_queue=kept.queue)
 
 
-def _seconds_until(app: Any, request: Any) -> float:
-    """Until the ETA of a scheduled request; its message says it in ISO 8601, and Celery has read it already."""
-    eta = datetime.fromisoformat(str(request.request_dict.get("eta")))
-    return float((maybe_make_aware(eta, tz=app.timezone) - app.now()).total_seconds())
+def _try_of(headers: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Tells the tries of one task apart: a retry has its id."""
+    return headers.get("retries"), headers.get(SENT_AT_HEADER)

@@ -98,8 +98,12 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
         Panel.data["shutdown"] = shutdown
 
+    def before_strategies(self) -> None:
+        """The strategy of a task takes its Request as it is then."""
+        request.install(self.app, self.lime, self.recorder, self.endings)
+
     def on_strategies(self) -> None:
-        """The consumer has (re)built what it needs of each task."""
+        """The consumer has (re)built what it needs of each task, also of those that were registered since."""
         if not isinstance(self.pool, CeleryPrefork):
             self.tracer.wrap_all(self.app)
 
@@ -108,7 +112,6 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         # What is loaded now is shared by the pool children, and stays shared.
         gc.collect()
         gc.freeze()
-        request.install(self.app, self.lime, self.recorder, self.endings)
 
     def _on_child(self, **_kwargs: Any) -> None:
         """In each new pool child."""

@@ -86,6 +86,13 @@ def cancel(consumer: Any, command: Command) -> None:
     settle(consumer)
 
 
+def consume_anew(consumer: Any, prefetch: int) -> None:
+    """Of quorum queues, a consumer keeps the prefetch that it began with: it has to begin again."""
+    consumer.task_consumer.qos(prefetch_count=prefetch, apply_global=False)
+    consumer.task_consumer.cancel()
+    consumer.task_consumer.consume()
+
+
 def settle(consumer: Any) -> None:
     """Finish what `cancel` has begun. kombu puts the end of a consumer off while it reads for it (Redis)."""
     runtime = consumer.lime

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ class RequestMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.received_at = time.monotonic()
+        self.settling = threading.Lock()
         super().__init__(*args, **kwargs)
 
     def keep(self: Any, kept: KeptRequest) -> None:
@@ -137,12 +139,17 @@ class RequestMixin:
         self._recorded = True
         self.acknowledge()
 
+    def acknowledge(self: Any) -> None:
+        with self.settling:
+            super().acknowledge()  # type: ignore[misc]
+
     def reject(self: Any, requeue: bool = False) -> None:
         if requeue and not self.acknowledged:
             self._redelivered = True
             self._settled_here()
             self.runtime.event("task_redelivered", task_id=self.id, task_name=self.task.name)
-        super().reject(requeue=requeue)  # type: ignore[misc]
+        with self.settling:
+            super().reject(requeue=requeue)  # type: ignore[misc]
 
     def _ended(self: Any) -> bool:
         """Whether the slot, which is dead now, had ended and recorded this task."""

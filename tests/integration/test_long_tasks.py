@@ -93,17 +93,18 @@ def test_a_task_that_outlasts_the_broker_runs_once(
     assert len(actions(daemon, "kept", "all:0")) == 1
 
 
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
 def test_what_waits_behind_long_tasks_goes_back_to_its_queue(
-    impatient: RabbitMQ, redis_url: str, make_daemon: MakeDaemon
+    impatient: RabbitMQ, redis_url: str, make_daemon: MakeDaemon, queue_type: str
 ) -> None:
-    daemon = start(make_daemon, impatient, redis_url, concurrency=1)
+    daemon = start(make_daemon, impatient, redis_url, concurrency=1, queue_type=queue_type)
     with Sender(daemon) as sender:
         folder = str(daemon.folder)
         long = sender.send("bad.until", folder)
         noted(daemon, "until")
         waiting = sender.send_many("bad.until", [[folder, f"other{n}"] for n in range(3)])
         outlast(2 * PATIENCE_S)
-        assert len(kept(daemon)) == 1
+        assert kept(daemon)
         go(daemon)
         assert sender.results([long, *waiting]) == ["until", "other0", "other1", "other2"]
     assert [len(notes(daemon, word)) for word in ("until", "other0", "other1", "other2")] == [1, 1, 1, 1]
@@ -239,6 +240,64 @@ def test_the_broker_may_die_meanwhile(redis_url: str, own_rabbitmq: RabbitMQ, ma
         assert all(isinstance(pid, int) for pid in sender.results(sender.send_many("bad.pid", [[]] * 20)))
         wait_until(lambda: not kept(daemon), 30)
     assert [len(notes(daemon, word)) for word in ("until", "later")] == [1, 1]
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+def test_what_ran_when_the_broker_died_disturbs_nobody_later(
+    redis_url: str, own_rabbitmq: RabbitMQ, make_daemon: MakeDaemon, queue_type: str
+) -> None:
+    """Its message went back with the connection: there is nothing to acknowledge any more."""
+    daemon = start(make_daemon, own_rabbitmq, redis_url, queue_type=queue_type, ack_deadline="3s")
+    with Sender(daemon) as sender:
+        folder = str(daemon.folder)
+        long = sender.send("bad.until", folder)
+        noted(daemon, "until")
+        own_rabbitmq.kill()
+        wait_until(lambda: daemon.worker("all:0")["state"] == "STARTING", 60)
+        own_rabbitmq.start()
+        daemon.wait_running()
+        noted(daemon, "until", 2)  # at least once
+        connections = len(actions(daemon, "consuming", "all:0"))
+        outlast(7)
+        assert len(actions(daemon, "consuming", "all:0")) == connections
+        go(daemon)
+        assert sender.result(long) == "until"
+        wait_until(lambda: not kept(daemon), 30)
+    assert len(notes(daemon, "until")) == 2
+
+
+def test_a_retry_of_a_task_that_was_sent_again_runs(
+    impatient: RabbitMQ, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    daemon = start(make_daemon, impatient, redis_url, concurrency=2)
+    with Sender(daemon) as sender:
+        task = sender.send("bad.retry", str(daemon.folder))
+        (child,) = noted(daemon, "retry0")
+        wait_until(lambda: kept(daemon), 30)
+        os.kill(child, signal.SIGKILL)
+        noted(daemon, "retry0", 2)
+        wait_until(lambda: kept(daemon), 30)
+        go(daemon)
+        assert sender.result(task) == 1
+        wait_until(lambda: not kept(daemon), 30)
+    assert len(notes(daemon, "retry1")) == 1
+
+
+def test_a_drain_may_take_longer_than_the_broker_has_patience(
+    impatient: RabbitMQ, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    daemon = start(make_daemon, impatient, redis_url, concurrency=2, ack_deadline="3s")
+    with Sender(daemon) as sender:
+        folder = str(daemon.folder)
+        long = sender.send("bad.until", folder)
+        noted(daemon, "until")
+        daemon.run_ctl("restart", "all", "--timeout", "2")  # it waits no longer for that
+        outlast(2 * PATIENCE_S)
+        assert len(kept(daemon)) == 1
+        go(daemon)
+        assert sender.result(long) == "until"
+        wait_until(lambda: not kept(daemon), 30)
+    assert len(notes(daemon, "until")) == 1
 
 
 def test_a_disk_that_refuses_is_told_and_the_task_goes_on(

@@ -51,6 +51,17 @@ SOURCE = '''
         return word
 
 
+    @task(name="bad.retry", bind=True, max_retries=3)
+    def retry(self, folder):
+        """Runs until there is a file `go`, then once more."""
+        note(folder, f"retry{self.request.retries}")
+        while not Path(folder, "go").exists():
+            time.sleep(0.02)
+        if self.request.retries == 0:
+            raise self.retry(countdown=0)
+        return self.request.retries
+
+
     @task(name="bad.gil")
     def hold_the_gil(folder, seconds=120):
         """C code that keeps the interpreter's lock."""

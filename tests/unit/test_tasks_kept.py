@@ -33,7 +33,7 @@ def test_a_message_comes_back_whole_without_what_belongs_to_one_delivery(tmp_pat
     assert set(read.headers) == {"id", "task", "when"}
     assert read.properties == {"correlation_id": "1", "priority": 0}
     assert read.owner is not None
-    assert read.owner[0] == os.getpid()
+    assert read.owner[1] == os.getpid()
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert list(path.parent.iterdir()) == [path]
@@ -59,7 +59,7 @@ def test_what_is_due_is_what_nobody_holds(tmp_path: Path) -> None:
     assert messages.next_due() < float("inf")
     # The same pid, another process.
     assert mine.owner is not None
-    (folder / "1.json").write_text(mine.to_json().replace(str(mine.owner[1]), str(mine.owner[1] + 1)))
+    (folder / "1.json").write_text(mine.to_json().replace(str(mine.owner[2]), str(mine.owner[2] + 1)))
     assert messages.due() == [folder / "1.json", folder / "3.json"]
     (folder / "1.json").write_text("{")
     assert messages.due() == [folder / "3.json"]
