@@ -1,11 +1,13 @@
 """The image: a process that has imported Celery and the task modules, and forks workers and schedules on request.
 
-    daemon  --fork {spec, nice}-->       image  --fork-->  go-between  --fork-->  worker
-    daemon  <--------- {pid} ---------   image              (exits at once)       (its parent is the daemon now)
+    image   --fork-->  go-between  --fork-->  spare      waits (spare.py); its parent is the daemon
+    daemon  --fork {spec, nice}-->  image  --the same-->  spare, which becomes that process
+    daemon  <------- {pid} -------  image                and forks the next spare
 
-One thread, one socket, no broker connection: nothing of it may be shared by two workers. What the imports left behind
-that a fork would share or lose (threads, open sockets) makes the image refuse to fork; the daemon then starts workers
-by exec. It ends with its daemon: the next daemon makes a new one from the code as it is then.
+One spare is always forked ahead, so that nobody waits for a fork. One thread, the sockets to the daemon and to the
+spare, no broker connection: nothing of it may be shared by two workers. What the imports left behind that a fork would
+share or lose (threads, open sockets) makes the image refuse to fork; the daemon then starts workers by exec. It ends
+with its daemon: the next daemon makes a new one from the code as it is then.
 """
 
 from __future__ import annotations
@@ -31,13 +33,14 @@ from limetaskd.errors import ChannelError
 from limetaskd.worker import application, logs
 from limetaskd.worker.application import ImportFailedError
 from limetaskd.worker.runtime import one_line
+from limetaskd.worker.spare import CannotForkError, Spare, fork_ahead
 
 logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
+SPARE = "limetaskd:spare"
 CONNECT_TIMEOUT_S = 10.0
 _PR_SET_NAME = 15
-_ANSWER_BYTES = 256
 # What a worker and a schedule import later, and would each import for themselves.
 _PRELOAD = (
     "celery.apps.worker",
@@ -74,6 +77,11 @@ def sockets() -> set[int]:
     return found
 
 
+def name_process(name: str) -> None:
+    """What `ps` and `top` show as the command's name; the arguments stay those of the image."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
+
+
 def module_files() -> dict[str, int]:
     """File -> modification time in ns of every module of the application: all but the interpreter's own library."""
     own = str(Path(os.__file__).parent) + os.sep
@@ -99,6 +107,7 @@ class Image:
         self.files: dict[str, int] = {}
         self.imported_s = 0.0
         self._socket: socket.socket | None = None
+        self._spare: Spare | None = None
 
     def preload(self, settings: Settings) -> None:
         """Import all, then look at what that left behind. Raises ImportFailedError."""
@@ -152,8 +161,17 @@ class Image:
 
     def run(self) -> ProcessSpec | None:
         """Serve until the daemon goes or says `drain`."""
+        try:
+            return self._serve()
+        finally:
+            self._dismiss_spare()
+
+    def _serve(self) -> ProcessSpec | None:
         assert self._socket is not None
         while True:
+            child = self._keep_spare()
+            if child is not None:
+                return child
             try:
                 packet = self._socket.recv(MAX_BYTES)
             except OSError as error:
@@ -191,6 +209,7 @@ class Image:
                 logs.reopen_all()
             except OSError as error:
                 return Reply(command.id, f"cannot open the log file: {error}")
+            self._dismiss_spare()  # it has the old file open
             return Reply(command.id)
         return Reply(command.id, f"unknown command {command.command!r}")
 
@@ -202,77 +221,97 @@ class Image:
             return 0
 
     def _fork(self, command: Command) -> ProcessSpec | None:
-        """Two forks: the process between them exits at once, so the daemon (a subreaper) becomes the parent."""
+        """Let the spare become what is wanted; when there is none, or it was killed, fork another one for it."""
         try:
-            spec = ProcessSpec.from_json(command.params["spec"])
+            ProcessSpec.from_json(command.params["spec"])
         except (KeyError, TypeError, ValueError) as error:
             self._reply(Reply(command.id, f"not a spec: {error}"))
             return None
-        reader, writer = os.pipe()
-        try:
-            between = os.fork()
-        except OSError as error:
-            os.close(reader)
-            os.close(writer)
-            self._reply(Reply(command.id, f"cannot fork: {error}"))
-            return None
-        if between == 0:
-            os.close(reader)
-            return self._between(spec, command.params.get("nice"), writer)
-        os.close(writer)
-        # One message, not until its end: the answer need not wait for either child to be scheduled once more.
-        text = os.read(reader, _ANSWER_BYTES).decode()
-        os.close(reader)
-        if text.isdigit():
-            self._reply(Reply(command.id, result={"pid": int(text)}))
+        pid = self._call_spare(command)
+        if pid is None:
+            try:
+                child = self._fork_ahead()
+            except CannotForkError as error:
+                self._reply(Reply(command.id, str(error)))
+                return None
+            if child is not None:
+                return child
+            pid = self._call_spare(command)
+        if pid is None:
+            self._reply(Reply(command.id, "the new process was killed at once"))
         else:
-            self._reply(Reply(command.id, text or "the fork failed"))
-        os.waitpid(between, 0)
+            self._reply(Reply(command.id, result={"pid": pid}))
         return None
 
-    def _between(self, spec: ProcessSpec, nice: Any, writer: int) -> ProcessSpec:
-        """In the first child: fork once more, tell the pid, and be gone. Returns in the second child only."""
+    def _call_spare(self, command: Command) -> int | None:
+        """The pid of the spare, which is one no longer; None when there was none alive."""
+        spare, self._spare = self._spare, None
+        return spare.pid if spare is not None and spare.call(encode(command)) else None
+
+    def _dismiss_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.dismiss()
+            self._spare = None
+
+    def _keep_spare(self) -> ProcessSpec | None:
+        """Make a spare when there is none. Returns the spec in the new process only, once it is called."""
+        if self._spare is not None:
+            return None
         try:
-            pid = os.fork()
-        except OSError as error:
-            os.write(writer, f"cannot fork: {error}".encode())
-            os._exit(1)
-        if pid:
-            os.write(writer, str(pid).encode())
-            os._exit(0)
-        os.close(writer)
-        self._become(spec, nice)
+            return self._fork_ahead()
+        except CannotForkError as error:
+            # Tried again when a process is needed: then the daemon hears of it.
+            logger.warning("no process is forked ahead: %s", error)
+            return None
+
+    def _fork_ahead(self) -> ProcessSpec | None:
+        """Make a spare. Returns the spec in the new process only, once it is called. Raises CannotForkError."""
+        made = fork_ahead(self._leave)
+        if isinstance(made, Spare):
+            self._spare = made
+            return None
+        command = decode(made)
+        assert isinstance(command, Command)
+        spec = ProcessSpec.from_json(command.params["spec"])
+        self._become(spec, command.params.get("nice"))
         return spec
 
-    def _become(self, spec: ProcessSpec, nice: Any) -> None:
-        """Nothing of the image stays: session, descriptors, signals, randomness, log handlers.
+    def _leave(self) -> None:
+        """In the new process: nothing of the image stays but memory: no session, signals, descriptors, log handlers.
 
-        Its environment does: it is that of the daemon, with what the imports made of it.
+        Only descriptors 1 and 2 stay the image's log until it becomes something: what goes wrong before is said there.
         """
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        os.setsid()
-        log = os.open(spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
         root = logging.getLogger()
         for handler in list(root.handlers):
             root.removeHandler(handler)
             if isinstance(handler, logs.WatchedFile):
                 os.close(handler.stream.fileno())
+        name_process(SPARE)
+
+    @staticmethod
+    def _become(spec: ProcessSpec, nice: Any) -> None:
+        """From now on this process is that of `spec`: its log, environment, niceness, randomness and name.
+
+        The rest of the environment is that of the daemon, with what the imports made of it.
+        """
+        log = os.open(spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
         os.environ[SPEC_VARIABLE] = spec.to_json()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
         if isinstance(nice, int):
             os.nice(nice)
         random.seed()
         numpy = sys.modules.get("numpy.random")
         if numpy is not None:
             numpy.seed()
-        # What `ps` and `top` show as the command's name; the arguments stay those of the image.
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, spec.name.encode()[:15], 0, 0, 0)
+        name_process(spec.name)
 
 
 def main(spec: ProcessSpec) -> int:
