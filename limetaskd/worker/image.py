@@ -43,10 +43,18 @@ CONNECT_TIMEOUT_S = 10.0
 _PR_SET_NAME = 15
 # What a worker and a schedule import later, and would each import for themselves.
 _PRELOAD = (
+    "billiard.popen_fork",
+    "billiard.sharedctypes",
+    "billiard.synchronize",
+    "celery.app.control",
+    "celery.app.events",
+    "celery.app.log",
     "celery.apps.worker",
     "celery.concurrency.prefork",
     "celery.concurrency.thread",
     "celery.concurrency.solo",
+    "celery.events.dispatcher",
+    "celery.events.receiver",
     "celery.fixups.django",
     "celery.worker.autoscale",
     "celery.worker.components",
@@ -54,6 +62,9 @@ _PRELOAD = (
     "celery.worker.consumer.delayed_delivery",
     "celery.worker.loops",
     "celery.worker.strategy",
+    "encodings.ascii",
+    "encodings.idna",  # of every name of a host
+    "hmac",
     "kombu.asynchronous.hub",
     "kombu.asynchronous.timer",
     "kombu.utils.eventio",
@@ -61,6 +72,7 @@ _PRELOAD = (
     "limetaskd.beat.main",
     "limetaskd.core.record",
     "limetaskd.worker.main",
+    "secrets",
 )
 
 
