@@ -18,6 +18,7 @@ import importlib
 import logging
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 EX_CONFIG = 78
 SPARE = "limetaskd:spare"
 CONNECT_TIMEOUT_S = 10.0
+# A spare is made when nothing was asked for so long: longer than a worker needs to its first task.
+QUIET_S = 0.25
 _PR_SET_NAME = 15
 # What a worker and a schedule import later, and would each import for themselves.
 _PRELOAD = (
@@ -181,9 +184,10 @@ class Image:
     def _serve(self) -> ProcessSpec | None:
         assert self._socket is not None
         while True:
-            child = self._keep_spare()
-            if child is not None:
-                return child
+            if self._spare is None and self._quiet():
+                child = self._keep_spare()
+                if child is not None:
+                    return child
             try:
                 packet = self._socket.recv(MAX_BYTES)
             except OSError as error:
@@ -265,10 +269,15 @@ class Image:
             self._spare.dismiss()
             self._spare = None
 
+    def _quiet(self) -> bool:
+        """Whether nothing is asked for a moment: what was just forked gets the processor first."""
+        assert self._socket is not None
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return not poller.poll(QUIET_S * 1000)
+
     def _keep_spare(self) -> ProcessSpec | None:
-        """Make a spare when there is none. Returns the spec in the new process only, once it is called."""
-        if self._spare is not None:
-            return None
+        """Try to make a spare. Returns the spec in the new process only, once it is called."""
         try:
             return self._fork_ahead()
         except CannotForkError as error:
