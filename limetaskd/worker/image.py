@@ -203,7 +203,7 @@ class Image:
             if not isinstance(command, Command):
                 continue
             if command.command == "fork":
-                child = self._fork(command)
+                child = self._fork(command, packet)
                 if child is not None:
                     return child
             elif command.command == "drain":
@@ -236,14 +236,17 @@ class Image:
         except OSError:
             return 0
 
-    def _fork(self, command: Command) -> ProcessSpec | None:
-        """Let the spare become what is wanted; when there is none, or it was killed, fork another one for it."""
+    def _fork(self, command: Command, packet: bytes) -> ProcessSpec | None:
+        """Let the spare become what is wanted; when there is none, or it was killed, fork another one for it.
+
+        `packet`: the command as it came, which is handed on.
+        """
         try:
             ProcessSpec.from_json(command.params["spec"])
         except (KeyError, TypeError, ValueError) as error:
             self._reply(Reply(command.id, f"not a spec: {error}"))
             return None
-        pid = self._call_spare(command)
+        pid = self._call_spare(packet)
         if pid is None:
             try:
                 child = self._fork_ahead()
@@ -252,17 +255,17 @@ class Image:
                 return None
             if child is not None:
                 return child
-            pid = self._call_spare(command)
+            pid = self._call_spare(packet)
         if pid is None:
             self._reply(Reply(command.id, "the new process was killed at once"))
         else:
             self._reply(Reply(command.id, result={"pid": pid}))
         return None
 
-    def _call_spare(self, command: Command) -> int | None:
+    def _call_spare(self, packet: bytes) -> int | None:
         """The pid of the spare, which is one no longer; None when there was none alive."""
         spare, self._spare = self._spare, None
-        return spare.pid if spare is not None and spare.call(encode(command)) else None
+        return spare.pid if spare is not None and spare.call(packet) else None
 
     def _dismiss_spare(self) -> None:
         if self._spare is not None:
