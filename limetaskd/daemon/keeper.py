@@ -83,6 +83,7 @@ class Keeper:
         """Save soon after each change, many changes at once."""
         while True:
             await self._changed.wait()
+            await asyncio.sleep(0)  # the successor of what has just died comes first
             self._changed.clear()
             try:
                 if not self._daemon.stopping:

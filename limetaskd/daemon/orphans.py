@@ -28,6 +28,7 @@ log = logging.getLogger("limetaskd.orphans")
 class Orphan:
     record: ProcessRecord
     ref: ProcessRef
+    recorded: float  # when it wrote its record, wall clock
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
     for path in sorted(Path(paths.processes).glob("*.json")):
         try:
             record = ProcessRecord.from_json(path.read_text())
+            recorded = path.stat().st_mtime
         except (ValueError, OSError) as error:
             log.error("%s: %s; set aside as %s", path, error, files.set_aside(str(path)))
             continue
@@ -57,7 +59,7 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
             remains.append(_remains(record))
             path.unlink(missing_ok=True)
         else:
-            found.append(Orphan(record, ref))
+            found.append(Orphan(record, ref, recorded))
             if record.board:
                 living.add(record.board)
     for board in Path(paths.boards).iterdir():
@@ -115,7 +117,7 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
         if unit is None:
             unit = daemon.add_leftover(record.name, record.kind)
         incarnation = daemon.nursery.take_over(unit, _launch(record), record.generation, orphan.ref, _board(record))
-        incarnation.started = started_at(record.start_ticks)
+        incarnation.started = started_at(record.start_ticks, orphan.recorded)
         unit.generation = max(unit.generation, record.generation)
         wanted = unit.current is None and not unit.leftover and record.name not in stopped
         if wanted and unit.launch(record.generation).fingerprint == record.fingerprint:
@@ -127,10 +129,13 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
         incarnation.end(now=record.kind != "worker")
 
 
-def started_at(start_ticks: int) -> float:
-    """The start of a process on our monotonic clock, from its clock ticks since boot."""
+def started_at(start_ticks: int, recorded: float) -> float:
+    """When a process became what it is, on our monotonic clock: at its start (clock ticks since boot) by exec.
+
+    One that an image had forked ahead waited first: it wrote its record (`recorded`, wall clock) when it was called.
+    """
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf("SC_CLK_TCK")
-    return time.monotonic() - age_s
+    return time.monotonic() - max(0.0, min(age_s, time.time() - recorded))
 
 
 def embedded_server(socket_path: str) -> ProcessRef | None:

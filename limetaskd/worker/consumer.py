@@ -9,9 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import time
+from functools import partial
 from typing import Any
 
 from celery.exceptions import WorkerShutdown
+from celery.worker import loops
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from limetaskd.core.channel import Phase
@@ -26,6 +28,11 @@ EX_CONFIG = 78
 _REFUSALS = (403, 404, 406)
 _PAUSE_STEPS, _PAUSE_STEP_S = 10, 0.1
 _RETRY_FIRST_S, _RETRY_STEP_S, _RETRY_MAX_S = 0.2, 0.3, 3.0
+
+# Celery's event loop begins with a look for a message that waits up to 0.1 s for one. What was read before, among the
+# answers of the broker, would not get to a pool child for so long. A message that comes later wakes the loop anyway.
+if hasattr(loops, "_quick_drain"):  # it is Celery's own affair: another version may do without
+    loops._quick_drain = partial(loops._quick_drain, timeout=0)
 
 
 class Consumer(CeleryConsumer):  # type: ignore[misc]

@@ -1,11 +1,13 @@
 """The image: a process that has imported Celery and the task modules, and forks workers and schedules on request.
 
-    daemon  --fork {spec, nice}-->       image  --fork-->  go-between  --fork-->  worker
-    daemon  <--------- {pid} ---------   image              (exits at once)       (its parent is the daemon now)
+    image   --fork-->  go-between  --fork-->  spare      waits (spare.py); its parent is the daemon
+    daemon  --fork {spec, nice}-->  image  --the same-->  spare, which becomes that process
+    daemon  <------- {pid} -------  image                and forks the next spare
 
-One thread, one socket, no broker connection: nothing of it may be shared by two workers. What the imports left behind
-that a fork would share or lose (threads, open sockets) makes the image refuse to fork; the daemon then starts workers
-by exec. It ends with its daemon: the next daemon makes a new one from the code as it is then.
+One spare is always forked ahead, so that nobody waits for a fork. One thread, the sockets to the daemon and to the
+spare, no broker connection: nothing of it may be shared by two workers. What the imports left behind that a fork would
+share or lose (threads, open sockets) makes the image refuse to fork; the daemon then starts workers by exec. It ends
+with its daemon: the next daemon makes a new one from the code as it is then.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import importlib
 import logging
 import os
 import random
+import select
 import signal
 import socket
 import sys
@@ -31,19 +34,30 @@ from limetaskd.errors import ChannelError
 from limetaskd.worker import application, logs
 from limetaskd.worker.application import ImportFailedError
 from limetaskd.worker.runtime import one_line
+from limetaskd.worker.spare import CannotForkError, Spare, fork_ahead
 
 logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
+SPARE = "limetaskd:spare"
 CONNECT_TIMEOUT_S = 10.0
+# A spare is made when nothing was asked for so long: longer than a worker needs to its first task.
+QUIET_S = 0.25
 _PR_SET_NAME = 15
-_ANSWER_BYTES = 256
 # What a worker and a schedule import later, and would each import for themselves.
 _PRELOAD = (
+    "billiard.popen_fork",
+    "billiard.sharedctypes",
+    "billiard.synchronize",
+    "celery.app.control",
+    "celery.app.events",
+    "celery.app.log",
     "celery.apps.worker",
     "celery.concurrency.prefork",
     "celery.concurrency.thread",
     "celery.concurrency.solo",
+    "celery.events.dispatcher",
+    "celery.events.receiver",
     "celery.fixups.django",
     "celery.worker.autoscale",
     "celery.worker.components",
@@ -51,6 +65,9 @@ _PRELOAD = (
     "celery.worker.consumer.delayed_delivery",
     "celery.worker.loops",
     "celery.worker.strategy",
+    "encodings.ascii",
+    "encodings.idna",  # of every name of a host
+    "hmac",
     "kombu.asynchronous.hub",
     "kombu.asynchronous.timer",
     "kombu.utils.eventio",
@@ -58,6 +75,7 @@ _PRELOAD = (
     "limetaskd.beat.main",
     "limetaskd.core.record",
     "limetaskd.worker.main",
+    "secrets",
 )
 
 
@@ -72,6 +90,11 @@ def sockets() -> set[int]:
         if target.startswith("socket:"):
             found.add(int(name))
     return found
+
+
+def name_process(name: str) -> None:
+    """What `ps` and `top` show as the command's name; the arguments stay those of the image."""
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def module_files() -> dict[str, int]:
@@ -99,6 +122,7 @@ class Image:
         self.files: dict[str, int] = {}
         self.imported_s = 0.0
         self._socket: socket.socket | None = None
+        self._spare: Spare | None = None
 
     def preload(self, settings: Settings) -> None:
         """Import all, then look at what that left behind. Raises ImportFailedError."""
@@ -152,8 +176,18 @@ class Image:
 
     def run(self) -> ProcessSpec | None:
         """Serve until the daemon goes or says `drain`."""
+        try:
+            return self._serve()
+        finally:
+            self._dismiss_spare()
+
+    def _serve(self) -> ProcessSpec | None:
         assert self._socket is not None
         while True:
+            if self._spare is None and self._quiet():
+                child = self._keep_spare()
+                if child is not None:
+                    return child
             try:
                 packet = self._socket.recv(MAX_BYTES)
             except OSError as error:
@@ -169,7 +203,7 @@ class Image:
             if not isinstance(command, Command):
                 continue
             if command.command == "fork":
-                child = self._fork(command)
+                child = self._fork(command, packet)
                 if child is not None:
                     return child
             elif command.command == "drain":
@@ -191,6 +225,7 @@ class Image:
                 logs.reopen_all()
             except OSError as error:
                 return Reply(command.id, f"cannot open the log file: {error}")
+            self._dismiss_spare()  # it has the old file open
             return Reply(command.id)
         return Reply(command.id, f"unknown command {command.command!r}")
 
@@ -201,78 +236,106 @@ class Image:
         except OSError:
             return 0
 
-    def _fork(self, command: Command) -> ProcessSpec | None:
-        """Two forks: the process between them exits at once, so the daemon (a subreaper) becomes the parent."""
+    def _fork(self, command: Command, packet: bytes) -> ProcessSpec | None:
+        """Let the spare become what is wanted; when there is none, or it was killed, fork another one for it.
+
+        `packet`: the command as it came, which is handed on.
+        """
         try:
-            spec = ProcessSpec.from_json(command.params["spec"])
+            ProcessSpec.from_json(command.params["spec"])
         except (KeyError, TypeError, ValueError) as error:
             self._reply(Reply(command.id, f"not a spec: {error}"))
             return None
-        reader, writer = os.pipe()
-        try:
-            between = os.fork()
-        except OSError as error:
-            os.close(reader)
-            os.close(writer)
-            self._reply(Reply(command.id, f"cannot fork: {error}"))
-            return None
-        if between == 0:
-            os.close(reader)
-            return self._between(spec, command.params.get("nice"), writer)
-        os.close(writer)
-        # One message, not until its end: the answer need not wait for either child to be scheduled once more.
-        text = os.read(reader, _ANSWER_BYTES).decode()
-        os.close(reader)
-        if text.isdigit():
-            self._reply(Reply(command.id, result={"pid": int(text)}))
+        pid = self._call_spare(packet)
+        if pid is None:
+            try:
+                child = self._fork_ahead()
+            except CannotForkError as error:
+                self._reply(Reply(command.id, str(error)))
+                return None
+            if child is not None:
+                return child
+            pid = self._call_spare(packet)
+        if pid is None:
+            self._reply(Reply(command.id, "the new process was killed at once"))
         else:
-            self._reply(Reply(command.id, text or "the fork failed"))
-        os.waitpid(between, 0)
+            self._reply(Reply(command.id, result={"pid": pid}))
         return None
 
-    def _between(self, spec: ProcessSpec, nice: Any, writer: int) -> ProcessSpec:
-        """In the first child: fork once more, tell the pid, and be gone. Returns in the second child only."""
+    def _call_spare(self, packet: bytes) -> int | None:
+        """The pid of the spare, which is one no longer; None when there was none alive."""
+        spare, self._spare = self._spare, None
+        return spare.pid if spare is not None and spare.call(packet) else None
+
+    def _dismiss_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.dismiss()
+            self._spare = None
+
+    def _quiet(self) -> bool:
+        """Whether nothing is asked for a moment: what was just forked gets the processor first."""
+        assert self._socket is not None
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        return not poller.poll(QUIET_S * 1000)
+
+    def _keep_spare(self) -> ProcessSpec | None:
+        """Try to make a spare. Returns the spec in the new process only, once it is called."""
         try:
-            pid = os.fork()
-        except OSError as error:
-            os.write(writer, f"cannot fork: {error}".encode())
-            os._exit(1)
-        if pid:
-            os.write(writer, str(pid).encode())
-            os._exit(0)
-        os.close(writer)
-        self._become(spec, nice)
+            return self._fork_ahead()
+        except CannotForkError as error:
+            # Tried again when a process is needed: then the daemon hears of it.
+            logger.warning("no process is forked ahead: %s", error)
+            return None
+
+    def _fork_ahead(self) -> ProcessSpec | None:
+        """Make a spare. Returns the spec in the new process only, once it is called. Raises CannotForkError."""
+        made = fork_ahead(self._leave)
+        if isinstance(made, Spare):
+            self._spare = made
+            return None
+        command = decode(made)
+        assert isinstance(command, Command)
+        spec = ProcessSpec.from_json(command.params["spec"])
+        self._become(spec, command.params.get("nice"))
         return spec
 
-    def _become(self, spec: ProcessSpec, nice: Any) -> None:
-        """Nothing of the image stays: session, descriptors, signals, randomness, log handlers.
+    def _leave(self) -> None:
+        """In the new process: nothing of the image stays but memory: no session, signals, descriptors, log handlers.
 
-        Its environment does: it is that of the daemon, with what the imports made of it.
+        Only descriptors 1 and 2 stay the image's log until it becomes something: what goes wrong before is said there.
         """
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        os.setsid()
-        log = os.open(spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
         root = logging.getLogger()
         for handler in list(root.handlers):
             root.removeHandler(handler)
             if isinstance(handler, logs.WatchedFile):
                 os.close(handler.stream.fileno())
+        name_process(SPARE)
+
+    @staticmethod
+    def _become(spec: ProcessSpec, nice: Any) -> None:
+        """From now on this process is that of `spec`: its log, environment, niceness, randomness and name.
+
+        The rest of the environment is that of the daemon, with what the imports made of it.
+        """
+        log = os.open(spec.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
         os.environ[SPEC_VARIABLE] = spec.to_json()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
         if isinstance(nice, int):
             os.nice(nice)
         random.seed()
         numpy = sys.modules.get("numpy.random")
         if numpy is not None:
             numpy.seed()
-        # What `ps` and `top` show as the command's name; the arguments stay those of the image.
-        ctypes.CDLL(None).prctl(_PR_SET_NAME, spec.name.encode()[:15], 0, 0, 0)
+        name_process(spec.name)
 
 
 def main(spec: ProcessSpec) -> int:

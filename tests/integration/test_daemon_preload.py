@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.support.waiting import wait_until
 
 MakeDaemon = Callable[..., Daemon]
 IMAGE = "limetaskd:image"
+SPARE = "limetaskd:spare"
 
 PROBE = """
     import os, random, socket
@@ -58,6 +60,40 @@ def origins(daemon: Daemon) -> set[str]:
     status = daemon.status()
     assert status is not None
     return {worker["origin"] for pool in status["pools"] for worker in pool["workers"]}
+
+
+def name_of(pid: int) -> str | None:
+    """What the process is called now; None when it is dead."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def spares(daemon: Daemon) -> list[int]:
+    """The pids of processes that are forked ahead and wait."""
+    return [process.pid for process in daemon.processes() if name_of(process.pid) == SPARE]
+
+
+def the_spare(daemon: Daemon) -> int:
+    """The one spare, once it is there."""
+    found = wait_until(lambda: spares(daemon), 60)
+    assert len(found) == 1
+    return found[0]
+
+
+def wait_dead(pid: int) -> None:
+    """Dead and collected."""
+    wait_until(lambda: name_of(pid) is None)
+
+
+def replaced(daemon: Daemon, name: str, *others: int) -> dict[str, Any]:
+    """kill -9 of a worker and of `others`: its replacement, once that consumes."""
+    old = daemon.worker(name)["pid"]
+    for pid in (old, *others):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: daemon.worker(name)["ready"] and daemon.worker(name)["pid"] != old, 60)
+    return daemon.worker(name)
 
 
 def pss(pids: Iterable[int]) -> int:
@@ -134,6 +170,89 @@ def test_imports_that_a_fork_would_break_are_told_and_workers_start_by_exec(
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
 
 
+def test_a_spare_waits_and_becomes_the_next_worker(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE, "probe": PROBE}, pools={"asap": {"nice": 5}})
+    spare = the_spare(daemon)
+    process = psutil.Process(spare)
+    assert (process.ppid(), os.getsid(spare)) == (daemon.pid, spare)
+    # Its own end of the socket to the image is all that it has.
+    links = [str(entry.readlink()) for entry in Path(f"/proc/{spare}/fd").iterdir()]
+    assert len([link for link in links if link.startswith("socket:")]) == 1
+    assert links.count(str(daemon.state_dir / "log" / f"{IMAGE}.log")) == 2
+    worker = replaced(daemon, "asap:0")
+    assert (worker["pid"], worker["origin"]) == (spare, "fork")
+    assert name_of(spare) == "asap:0"
+    with Sender(daemon) as sender:
+        seen = sender.result(sender.send("probe.look", queue="q_asap"))
+    assert (seen["worker"], seen["session"], seen["nice"]) == (spare, spare, 5)
+    links = [str(entry.readlink()) for entry in Path(f"/proc/{spare}/fd").iterdir()]
+    assert str(daemon.state_dir / "log" / f"{IMAGE}.log") not in links
+    last = the_spare(daemon)
+    assert last != spare
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+    assert name_of(last) is None
+
+
+def test_a_spare_that_was_killed_is_noticed_when_it_is_needed(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE}, restart={"initial": "10ms", "max": "10ms", "intensity": 100})
+    image = helpers(daemon)[IMAGE]["pid"]
+    spare = the_spare(daemon)
+    os.kill(spare, signal.SIGKILL)
+    wait_dead(spare)
+    worker = replaced(daemon, "asap:0")
+    assert worker["origin"] == "fork"
+    assert worker["pid"] != spare
+    assert helpers(daemon)[IMAGE]["pid"] == image
+    assert not any(record.get("action") == "exec_without_image" for record in daemon.logs())
+    spare = the_spare(daemon)
+    assert replaced(daemon, "background:0")["pid"] == spare
+    # Killed at the moment of need: whichever comes first.
+    for _ in range(5):
+        spare = the_spare(daemon)
+        assert replaced(daemon, "asap:0", spare)["pid"] != spare
+        wait_dead(spare)
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_a_spare_goes_with_its_image_and_with_its_daemon(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE})
+    spare = the_spare(daemon)
+    os.kill(helpers(daemon)[IMAGE]["pid"], signal.SIGKILL)
+    wait_dead(spare)
+    spare = the_spare(daemon)  # of the next image
+    worker = daemon.worker("asap:0")["pid"]
+    daemon.kill()
+    wait_until(lambda: spares(daemon) == [])
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+    assert daemon.worker("asap:0")["pid"] == worker
+    # Somebody has stopped it: it cannot end by itself.
+    spare = the_spare(daemon)
+    os.kill(spare, signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(spare).status() == psutil.STATUS_STOPPED)
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_what_a_spare_became_is_as_old_as_its_new_life(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE})
+    spare = the_spare(daemon)
+    forked = psutil.Process(spare).create_time()
+    begun = time.time()
+    assert begun - forked > 0.2  # it has waited while the pools came up
+    assert replaced(daemon, "asap:0")["pid"] == spare
+    daemon.kill()
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+    worker = daemon.worker("asap:0")
+    assert (worker["pid"], worker["origin"]) == (spare, "adopted")
+    assert worker["uptime_s"] <= time.time() - begun
+
+
 def test_a_restart_takes_changed_modules_and_a_broken_one_leaves_the_old_workers(
     start: Callable[..., Daemon],
 ) -> None:
@@ -141,11 +260,16 @@ def test_a_restart_takes_changed_modules_and_a_broken_one_leaves_the_old_workers
     before = helpers(daemon)[IMAGE]["pid"]
     daemon.ctl("restart", "asap")
     assert helpers(daemon)[IMAGE]["pid"] == before  # nothing changed: the image stays
+    stale = the_spare(daemon)
     daemon.module("crmtasks", SOURCE.replace("return a + b", "return a + b + 1000"))
     daemon.ctl("restart", "asap")
     assert helpers(daemon)[IMAGE]["pid"] != before
     assert daemon.worker("asap:0")["origin"] == "fork"
+    assert name_of(stale) is None
     with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+        fresh = the_spare(daemon)
+        assert replaced(daemon, "asap:0")["pid"] == fresh
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
         # Fails at import the second time only.
         daemon.module("crmtasks", "raise RuntimeError('half-installed')")
