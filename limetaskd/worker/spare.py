@@ -52,6 +52,7 @@ class Spare:
                 sock.recv(1)  # the kernel closes its end when it dies
             except TimeoutError:
                 os.kill(self.pid, signal.SIGKILL)  # somebody has stopped it; its end is open, so it lives
+                sock.recv(1)
 
 
 def fork_ahead(settle: Callable[[], None]) -> Spare | bytes:
