@@ -240,7 +240,7 @@ def test_many_reloads_under_load_leak_nothing(daemon: Daemon, config: dict[str, 
     other["limetaskd"]["pools"] = {"asap": {"concurrency": 3}, "background": {"shutdown_timeout": "20s"}}
 
     def figures() -> tuple[int, int, int]:
-        wait_until(lambda: len(daemon.processes()) <= 14, 60, lambda: f"{daemon.processes()} to end")
+        wait_until(lambda: len(daemon.processes()) <= 15, 60, lambda: f"{daemon.processes()} to end")
         descriptors = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
         return descriptors, len(daemon.processes()), psutil.Process(daemon.pid).memory_info().rss
 
