@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,11 @@ import pytest
 
 from tests.support.brokers import RabbitMQ, Redis
 from tests.support.daemon import Daemon
+
+# A shell starts what runs in its background with SIGINT ignored, and a program that is started so keeps it: the tests
+# press Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _REDIS_DATABASES = 16
 _redis_turn = 0

@@ -29,6 +29,8 @@ from limetaskd.core.redact import redact_text
 from limetaskd.plan.model import LoggingPlan
 
 DAEMON_LOG = "limetaskd.log"
+# How every record of ours begins.
+_RECORD = '{"@timestamp"'
 _CHUNK = 1024 * 1024
 _MAX_WAITING = 100_000  # records of the daemon that may wait for a blocked destination
 _OLD_FILE_S = 60.0  # a renamed file is followed this long: its writer may not have noticed yet
@@ -256,21 +258,27 @@ class LogPump:
                 return
             for line in chunk[:end].splitlines():
                 if line.strip():
-                    self._pass_on(self._parse(tail.name, line))
+                    for document in self._parse(tail.name, line):
+                        self._pass_on(document)
             tail.offset += end
             tail.save()
 
-    def _parse(self, process: str, line: bytes) -> dict[str, Any]:
+    def _parse(self, process: str, line: bytes) -> list[dict[str, Any]]:
+        """The record of a line; two when something was printed right before it without an end of line."""
         text = line.decode("utf-8", "replace")
-        if text.startswith("{"):
+        begin = text.find(_RECORD)
+        if begin >= 0:
             try:
-                document = json.loads(text)
+                document = json.loads(text[begin:])
             except ValueError:
                 document = None
-            if isinstance(document, dict) and "@timestamp" in document:
-                return document
-        # What a task (or a C library) printed: it arrives as a record too.
-        return self._document(process, "INFO", text, logger="stdout")
+            if isinstance(document, dict):
+                return [*self._printed(process, text[:begin]), document]
+        return self._printed(process, text)
+
+    def _printed(self, process: str, text: str) -> list[dict[str, Any]]:
+        """What a task (or a C library) printed: it arrives as a record too."""
+        return [self._document(process, "INFO", text, logger="stdout")] if text.strip() else []
 
     def _document(self, process: str, level: str, message: str, logger: str = "limetaskd.logs") -> dict[str, Any]:
         message, truncated = cut(redact_text(message), self._max_message_bytes)

@@ -79,6 +79,16 @@ def test_whole_lines_arrive_once_and_raw_output_becomes_records(pumped: Pumped) 
     assert (last["process"], last["logger"]) == ("asap:0", "stdout")
 
 
+def test_a_record_behind_something_printed_is_still_a_record(pumped: Pumped) -> None:
+    """print(..., end=""), or a child that dumps its stacks in many writes while another one ends a task."""
+    pumped.start()
+    append(pumped.logs / "asap:0.log", "no end of line" + line("one") + 'not: {"@timestamp" one\n' + line("two"))
+    wait_until(lambda: pumped.messages() == ["no end of line", "one", 'not: {"@timestamp" one', "two"])
+    assert [json.loads(text).get("logger") for text in pumped.out.read_text().splitlines()] == [
+        "stdout", None, "stdout", None,
+    ]  # fmt: skip
+
+
 def test_the_next_pump_goes_on_where_the_last_one_stopped(pumped: Pumped) -> None:
     path = pumped.logs / "asap:0.log"
     pumped.start()
