@@ -15,7 +15,9 @@ from tests.support.sender import Sender
 from tests.support.waiting import wait_until
 
 MakeDaemon = Callable[..., Daemon]
-POOLS = {"frozen": "prefork", "blocked": "prefork", "busy": "prefork", "gil": "threads", "alone": "solo"}
+POOLS = {
+    "frozen": "prefork", "blocked": "prefork", "busy": "prefork", "gil": "threads", "alone": "solo", "deaf": "prefork",
+}  # fmt: skip
 
 
 def workers(daemon: Daemon) -> dict[str, dict[str, Any]]:
@@ -46,9 +48,12 @@ def test_what_hangs_is_replaced_and_what_works_is_not(
         noted(daemon, "gil")
         os.kill(before["frozen:0"]["pid"], signal.SIGSTOP)
         blocked = sender.send("bad.block", qos="blocked")
-        for name in ("frozen:0", "blocked:0"):
+        assert sender.result(sender.send("bad.deafen", qos="deaf")) is None
+        unheard = sender.send_many("bad.pid", [[]] * 5, qos="deaf")
+        for name in ("frozen:0", "blocked:0", "deaf:0"):
             wait_until(lambda name=name: workers(daemon)[name]["pid"] not in (None, before[name]["pid"]), 120)  # type: ignore[misc]
         assert sender.result(blocked, 60) is None
+        assert all(isinstance(pid, int) for pid in sender.results(unheard))
         assert sender.results([*sleeping, held], 150) == ["slept", "slept", "slept", "held"]
         assert isinstance(sender.result(waiting), int)
         noted(daemon, "sleep", 4)  # the one of the frozen worker ran again
@@ -57,9 +62,12 @@ def test_what_hangs_is_replaced_and_what_works_is_not(
         assert "stopped" in frozen["reason"]
         assert frozen["tasks"][0]["id"] == sleeping[0]
         assert "in sleep" in frozen["stacks"]  # of its pool child
+        (deaf,) = daemon.ctl("show", "deaf:0")["processes"][0]["post_mortems"]
+        assert deaf["kind"] == "hung"
+        assert "deaf" in deaf["reason"]
         (hung,) = daemon.ctl("show", "blocked:0")["processes"][0]["post_mortems"]
         assert "event loop" in hung["reason"]
         assert "in on_received" in hung["stacks"]
     after = workers(daemon)
-    assert {name for name in after if after[name]["restarts"]} == {"frozen:0", "blocked:0"}
+    assert {name for name in after if after[name]["restarts"]} == {"frozen:0", "blocked:0", "deaf:0"}
     assert daemon.stop() == 0

@@ -75,6 +75,20 @@ SOURCE = '''
         """Harmless; its reception blocks the event loop of the main process, the first time."""
 
 
+    @task(name="bad.deafen")
+    def deafen():
+        """Harmless; with its reception the main process loses its consumer without noticing, the first time."""
+
+
+    @task_received.connect
+    def on_received_deafen(sender=None, request=None, **_):
+        mark = Path(__file__).with_name("deafened")
+        if request.name == "bad.deafen" and not mark.exists():
+            mark.touch()
+            for tag in sender.task_consumer._active_tags.values():
+                sender.task_consumer.channel.basic_cancel(tag, nowait=True)
+
+
     @task_received.connect
     def on_received(request=None, **_):
         mark = Path(__file__).with_name("blocked")
