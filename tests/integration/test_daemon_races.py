@@ -254,8 +254,11 @@ def test_deaths_in_every_order_under_load_lose_nothing(make_daemon: MakeDaemon) 
             return daemon.main_pid("background:0")
         if victim == "image":
             return daemon.main_pid("limetaskd:image")
-        servers = [process.pid for process in daemon.processes() if "valkey-server" in process.name()]
-        return servers[0] if servers else None
+        for process in daemon.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):  # those killed before may go right now
+                if "valkey-server" in process.name():
+                    return process.pid
+        return None
 
     def kill(victim: str) -> None:
         number = pid(victim)
