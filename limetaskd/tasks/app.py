@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Mapping
@@ -68,8 +69,13 @@ def current_configured_app() -> Any:
 
 def task_modules(settings: Settings) -> list[str]:
     """The modules that define tasks: `imports`, and the entry points of the group `limetaskd.tasks`."""
-    found = [point.value.partition(":")[0] for point in entry_points(group=ENTRY_POINT_GROUP)]
-    return list(dict.fromkeys([*settings.imports, *sorted(found)]))
+    return list(dict.fromkeys([*settings.imports, *_installed_task_modules()]))
+
+
+@functools.cache
+def _installed_task_modules() -> list[str]:
+    # Looked for once in a process: it reads the metadata of everything that is installed.
+    return sorted(point.value.partition(":")[0] for point in entry_points(group=ENTRY_POINT_GROUP))
 
 
 def load_app(reference: str) -> Any:

@@ -108,7 +108,10 @@ def _after_fork_in_child() -> None:
         for key, value in list(kombu.pools.connections.items()):
             if value is app._pool:
                 del kombu.pools.connections[key]
+        backend = getattr(app._local, "backend", None)
         forget_connections(app)
+        if not getattr(backend, "connected", True):
+            app._local.backend = backend  # pool children share its memory
         if amqp is not None:
             amqp.forget_locks()
         app._limetaskd_binding.forget_locks()

@@ -14,11 +14,28 @@ _ALIASES = {
 }
 
 
+_driver_info: dict[str, Any] = {}  # as `_add_driver_info` found it
+
+
 class _Results:
     """What both backends change in Celery's."""
 
     client: Any
+    connparams: dict[str, Any]
     expires: Any
+
+    def _add_driver_info(self) -> None:
+        """Once in a process and those that it forks: it reads the metadata of what is installed."""
+        if not _driver_info:
+            known = set(self.connparams)
+            super()._add_driver_info()  # type: ignore[misc]
+            _driver_info.update({key: value for key, value in self.connparams.items() if key not in known})
+        self.connparams |= _driver_info
+
+    @property
+    def connected(self) -> bool:
+        """Whether it may hold a connection: nothing is opened before its client is made."""
+        return "client" in vars(self)
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: `AsyncResult.get` subscribes, and then reads what is there already.

@@ -25,6 +25,9 @@ _WORKER_CONF = {
 }
 
 
+_app: Any = None  # what `build` has built in this process, or in the image that forked it
+
+
 class ImportFailedError(LimetaskError):
     """A task module cannot be imported."""
 
@@ -39,12 +42,14 @@ def for_pool(settings: Settings, spec: ProcessSpec) -> Settings:
 def build(settings: Settings) -> Any:
     """The app, configured, with every task module imported.
 
+    Called again, in a process that an image has forked, it is the same app: what task modules keep of it stays true.
     Raises ImportFailedError (its cause is the module's own error) when a module, an entry point or `settings.app`
     cannot be imported.
     """
     from limetaskd.tasks.app import build_app, task_modules
 
-    app = _guarded(settings.app or "the app", lambda: build_app(settings))
+    global _app
+    app = _app = _guarded(settings.app or "the app", lambda: build_app(settings, _app))
     app.set_default()
     app.set_current()
     for key, value in _WORKER_CONF.items():

@@ -31,6 +31,7 @@ from limetaskd.core.channel import MAX_BYTES, Command, Phase, Reply, State, deco
 from limetaskd.core.settings import Settings
 from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 from limetaskd.errors import ChannelError
+from limetaskd.tasks.conf import is_redis
 from limetaskd.worker import application, logs
 from limetaskd.worker.application import ImportFailedError
 from limetaskd.worker.runtime import one_line
@@ -128,9 +129,11 @@ class Image:
         """Import all, then look at what that left behind. Raises ImportFailedError."""
         begun = time.monotonic()
         before = sockets()
-        application.build(settings)
+        app = application.build(settings)
         for name in _PRELOAD:
             importlib.import_module(name)
+        if is_redis(app.conf.result_backend):
+            _ = app.backend  # it opens no connection yet, and is forgotten when a worker configures the app
         if settings.broker_url.startswith(("redis", "rediss", "sentinel")):
             importlib.import_module("limetaskd.tasks.redis_transport")
         else:

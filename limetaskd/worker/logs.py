@@ -162,8 +162,8 @@ def set_up(
         logger.propagate = True
     set_level(level)
     # Promised for every task, whatever level an operator chose for the rest.
-    logging.getLogger(EXECUTION_LOGGER).setLevel(logging.INFO)
-    logging.getLogger(ROUTING_LOGGER).setLevel(logging.INFO)
+    _limit(logging.getLogger(EXECUTION_LOGGER), logging.INFO)
+    _limit(logging.getLogger(ROUTING_LOGGER), logging.INFO)
     logging.captureWarnings(True)
     # Said by us, louder; and repeated at every lost connection, though the choice is ours and documented.
     warnings.filterwarnings("ignore", message=r"[\s\S]*running the worker with superuser privileges")
@@ -179,11 +179,17 @@ def set_up(
 def set_level(level: str | int) -> None:
     """The level of this process; what Celery says beside our own records stays quieter, but for DEBUG."""
     root = logging.getLogger()
-    root.setLevel(level)
+    _limit(root, level)
     quiet = root.level > logging.DEBUG
     for name in _REPLACED:
-        logging.getLogger(name).setLevel(max(root.level, logging.WARNING) if quiet else logging.NOTSET)
-    logging.getLogger("multiprocessing").setLevel(logging.WARNING if quiet else logging.INFO)
+        _limit(logging.getLogger(name), max(root.level, logging.WARNING) if quiet else logging.NOTSET)
+    _limit(logging.getLogger("multiprocessing"), logging.WARNING if quiet else logging.INFO)
+
+
+def _limit(logger: logging.Logger, level: str | int) -> None:
+    # Setting a level touches every logger there is, and so unshares their memory from the image's.
+    if level not in (logger.level, logging.getLevelName(logger.level)):
+        logger.setLevel(level)
 
 
 def reopen_all() -> None:

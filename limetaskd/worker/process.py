@@ -109,6 +109,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def on_start(self) -> None:
         super().on_start()
+        # As Celery's own banner does: pool children have the result store's client then, and need not make it each.
+        _ = self.app.backend
         # What is loaded now is shared by the pool children, and stays shared.
         gc.collect()
         gc.freeze()

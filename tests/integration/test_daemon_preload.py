@@ -170,6 +170,35 @@ def test_imports_that_a_fork_would_break_are_told_and_workers_start_by_exec(
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
 
 
+KEEPS_THE_APP = """
+    from celery import current_app
+    from limetaskd import task
+
+    APP = current_app._get_current_object()
+
+    @task(name="probe.same_app")
+    def same_app():
+        return current_app._get_current_object() is APP
+
+    @APP.on_after_finalize.connect
+    def plan(sender, **_):
+        sender.add_periodic_task(0.2, sender.tasks["probe.same_app"].s(), name="probe")
+"""
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_the_app_that_task_modules_have_seen_is_that_of_workers_and_schedule(
+    start: Callable[..., Daemon], preload: bool
+) -> None:
+    daemon = start({"crmtasks": SOURCE, "keeps": KEEPS_THE_APP}, preload=preload)
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("probe.same_app")) is True
+        sent = len(daemon.records())
+    wait_until(lambda: len(daemon.records()) > sent)  # what it has put into the schedule
+    assert {record["task_outcome"] for record in daemon.records()} == {"SUCCESS"}
+    assert origins(daemon) == {"fork" if preload else "exec"}
+
+
 def test_a_spare_waits_and_becomes_the_next_worker(start: Callable[..., Daemon]) -> None:
     daemon = start({"crmtasks": SOURCE, "probe": PROBE}, pools={"asap": {"nice": 5}})
     spare = the_spare(daemon)

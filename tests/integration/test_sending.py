@@ -246,6 +246,24 @@ def test_a_fork_after_sending_disturbs_neither_side(settings: Settings) -> None:
     assert sorted(numbers(settings, f"prod_{DEFAULT}")) == sorted(expected)
 
 
+def test_a_forked_child_keeps_the_client_of_the_result_store_only_while_it_has_no_connection(
+    amqp_url: str, redis_url: str
+) -> None:
+    app = build_app(make_settings(amqp_url, backend_url=redis_url))
+    ours = app.backend
+
+    def kept_in_a_child() -> bool:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if app.backend is ours else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    assert kept_in_a_child()
+    assert ours.client.ping()
+    assert not kept_in_a_child()
+    assert app.backend is ours
+
+
 def test_a_producer_or_connection_of_the_application_is_confirmed_too(settings: Settings) -> None:
     app = build_app(settings)
     with connection(settings) as client:

@@ -272,3 +272,13 @@ def test_a_task_class_of_the_application_works(settings: Settings) -> None:
     app = build_app(settings)
     assert isinstance(app.tasks["unit.mine"], Mine)
     assert app.amqp.router.route({}, "unit.mine")["queue"].name == "prod_lime_background"
+
+
+def test_every_client_of_the_result_store_says_that_it_is_celerys(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = make_settings(URL, backend_url="redis://127.0.0.1:1/0")
+    first = build_app(settings).backend.connparams
+    # The next one must not read the metadata of all that is installed once more.
+    monkeypatch.setattr("importlib.metadata.version", lambda _name: pytest.fail("read again"))
+    second = build_app(settings).backend.connparams
+    for parameters in (first, second):
+        assert "celery_v" in parameters["driver_info"].formatted_name
