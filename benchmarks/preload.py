@@ -4,14 +4,18 @@
 
 Four dedicated pools of two slots and a schedule. All in one run on one machine: the ratios are what counts. Memory is
 PSS (shared pages counted once, in shares) of all processes, the image and the agent included; the daemon apart.
+`replaced_ms` is from the death of a worker (its pidfd becomes readable) to the first act of its replacement (it opens its
+log), `recovery_ms` from the kill -9 to the result of the replacement's first task in the sender.
 `--heavy` imports numpy, pandas and sqlalchemy in the task module (they must be installed).
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import select
 import signal
 import statistics
 import subprocess
@@ -40,12 +44,34 @@ def busy():
 """
 HEAVY = "import numpy, pandas, sqlalchemy\n"
 QUEUES = {"asap": "q_asap", "background": "q_background", "scheduled": "q_scheduled"}
-KILLS = 9
+KILLS = 25
+IN_OPEN = 0x20  # inotify(7)
 
 
 def pss(pids: list[int]) -> float:
     """MiB."""
     return sum(psutil.Process(pid).memory_full_info().pss for pid in pids) / 2**20
+
+
+def replaced_ms(pid: int, log: Path) -> float:
+    """kill -9 of the worker `pid`, whose replacement opens `log`."""
+    notes = ctypes.CDLL(None).inotify_init1(os.O_CLOEXEC)
+    assert ctypes.CDLL(None).inotify_add_watch(notes, bytes(log), IN_OPEN) >= 0
+    death = os.pidfd_open(pid)
+    moments: dict[int, float] = {}
+    poller = select.poll()
+    for descriptor in (notes, death):
+        poller.register(descriptor, select.POLLIN)
+    os.kill(pid, signal.SIGKILL)
+    while len(moments) < 2:
+        ready = poller.poll(10_000)
+        assert ready
+        for descriptor, _ in ready:
+            moments[descriptor] = time.monotonic()
+            poller.unregister(descriptor)
+    for descriptor in (notes, death):
+        os.close(descriptor)
+    return (moments[notes] - moments[death]) * 1000
 
 
 def configuration(broker: str, backend: str, preload: bool) -> dict[str, Any]:
@@ -57,7 +83,7 @@ def configuration(broker: str, backend: str, preload: bool) -> dict[str, Any]:
         },
         "limetaskd": {
             "strategy": "dedicated", "concurrency": 2, "imports": ["benchtasks"], "preload": preload,
-            "restart": {"intensity": 1000, "initial": "1ms", "max": "1ms"},
+            "restart": {"period": "10ms"},
         },
     }  # fmt: skip
 
@@ -74,7 +100,7 @@ def measure(broker: str, backend: str, source: str, preload: bool) -> dict[str, 
             wait_until(lambda: daemon.named("limetaskd:spare"))  # counts, too
         others = [process.pid for process in daemon.processes() if process.pid != daemon.pid]
         result = {"pss_mib": pss(others), "daemon_mib": pss([daemon.pid]), "start_s": started_s}
-        recoveries = []
+        recoveries, replacements = [], []
         with Sender(daemon) as sender:
             sender.result(sender.send("bench.noop", queue="q_asap"))
             for _ in range(KILLS):
@@ -83,7 +109,12 @@ def measure(broker: str, backend: str, source: str, preload: bool) -> dict[str, 
                 killed = time.monotonic()
                 sender.result(sender.send("bench.noop", queue="q_asap"))
                 recoveries.append((time.monotonic() - killed) * 1000)
+            for _ in range(KILLS):
+                wait_until(lambda: daemon.worker("asap:0")["ready"] and (not preload or daemon.named("limetaskd:spare")))
+                log = daemon.state_dir / "log" / "asap:0.log"
+                replacements.append(replaced_ms(daemon.worker("asap:0")["pid"], log))
         result["recovery_ms"] = statistics.median(recoveries)
+        result["replaced_ms"] = statistics.median(replacements)
         daemon.stop()
         return result
     finally:

@@ -51,6 +51,7 @@ FROZEN_S = 3 * TICK_S
 BROKER_POLL_S = 0.05
 BROKER_PATIENCE_S = 15.0
 CLOSE_S = 5.0
+BIRTH_S = 0.05
 ACCOUNTS_S = 15.0  # at a stop, for what is left to say of tasks that were killed
 
 
@@ -281,20 +282,24 @@ class Daemon:
 
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None:
         """After every death: its record goes; its tasks are accounted for; what it held on Redis comes back at once."""
-        if self.guard is not None:
-            accounting = self.background(self.guard.account(unit, incarnation))
-            self._accounts.add(accounting)
-            accounting.add_done_callback(self._accounts.discard)
-        else:
-            incarnation.forget()
-        record = self.paths.record(unit.name, incarnation.generation)
-        self.background(asyncio.to_thread(files.remove, record))
-        self.nursery.reap_strangers()  # one of ours may have hidden them
+        accounting = self.background(self._settle(unit, incarnation))
+        self._accounts.add(accounting)
+        accounting.add_done_callback(self._accounts.discard)
         if unit.leftover and not unit.busy and self.units.get(unit.name) is unit:
             self.remove_unit(unit.name)
+
+    async def _settle(self, unit: Unit, incarnation: Incarnation) -> None:
+        await unit.born(BIRTH_S)  # its replacement comes first
+        self.nursery.reap_strangers()  # one of ours may have hidden them
+        record = self.paths.record(unit.name, incarnation.generation)
+        self.background(asyncio.to_thread(files.remove, record))
         agent = self.units.get(AGENT)
         if unit.kind == "worker" and agent is not None and agent.current is not None and agent.current.connection:
             self.background(self._restore(agent.current.connection))
+        if self.guard is not None:
+            await self.guard.account(unit, incarnation)
+        else:
+            incarnation.forget()
 
     async def _restore(self, connection: Connection) -> None:
         try:

@@ -12,6 +12,7 @@ old one leaves. What to do at a death is decided by `limetaskd.policy.restart`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
@@ -215,6 +216,11 @@ class Unit:
             self._follow_phase(incarnation.report)
         self.pulse()
 
+    async def born(self, timeout_s: float) -> None:
+        """Wait for the process that is being started, if there is one, at most `timeout_s`."""
+        if self._birth is not None:
+            await asyncio.wait([self._birth], timeout=timeout_s)
+
     async def _new_incarnation(self) -> Incarnation:
         self.generation += 1
         return await self._host.bring_to_life(self, self.launch(self.generation), self.generation)
@@ -288,8 +294,8 @@ class Unit:
         delay = FATAL_RETRY_S if fatal else decision.delay_s
         is_fatal = fatal or decision.fatal
         self._trial = is_fatal
-        log.log(
-            logging.ERROR if is_fatal else logging.WARNING,
+        said = functools.partial(
+            log.log, logging.ERROR if is_fatal else logging.WARNING,
             "%s died: %s; %s", self.name, reason,
             f"given up for now, tried again in {delay:.0f} s" if is_fatal
             else ("replaced at once" if delay <= 0 else f"restarted in {delay:.1f} s"),
@@ -298,7 +304,9 @@ class Unit:
         if not is_fatal and delay <= 0:
             self.machine.change_state(engine.EXITED)
             self._spawn()
+            asyncio.get_running_loop().call_soon(said)  # its replacement is asked for first
             return
+        said()
         self.machine.change_state(engine.FATAL if is_fatal else engine.BACKOFF)
         self.retry_at = now + delay
         self._timer = asyncio.get_running_loop().call_later(delay, self._retry)
