@@ -18,15 +18,14 @@ import os
 import signal
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from limetaskd.agent.watch import Watch
 from limetaskd.core.channel import Command, Phase, Reply, State, encode
-from limetaskd.core.settings import Settings
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.errors import ChannelError
 from limetaskd.worker import logs
+from limetaskd.worker.begin import begin
 from limetaskd.worker.link import Link
 
 logger = logging.getLogger(__name__)
@@ -125,6 +124,4 @@ class Agent:
 
 def main(spec: ProcessSpec) -> int:
     """Run the agent of the daemon; returns the exit code."""
-    settings = Settings.from_json(Path(spec.settings).read_text(encoding="utf-8"))
-    logs.set_up(spec.name, level=settings.log_level, path=spec.log, own_stdio=True)
-    return Agent(spec, settings.orphan_timeout_s).run()
+    return Agent(spec, begin(spec).orphan_timeout_s).run()

@@ -9,7 +9,6 @@ import select
 import signal
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -22,6 +21,7 @@ from limetaskd.core.settings import Settings
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.errors import LimetaskError
 from limetaskd.worker import application, logs
+from limetaskd.worker.begin import begin
 from limetaskd.worker.link import Link
 
 logger = logging.getLogger(__name__)
@@ -129,14 +129,7 @@ class Beat:
 
 def main(spec: ProcessSpec) -> int:
     """Run until told to stop. 0: stopped; 78 (EX_CONFIG): it cannot work like this."""
-    settings = Settings.from_json(Path(spec.settings).read_text())
-    logs.set_up(
-        spec.name,
-        level=settings.log_level,
-        path=spec.log,
-        own_stdio=True,
-        max_message_bytes=settings.log_message_max_bytes,
-    )
+    settings = begin(spec)
     beat = Beat(spec, settings)
     beat.install_signals()
     beat.link.start()

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError
-
-if TYPE_CHECKING:
-    from limetaskd.daemon.daemon import Daemon
 
 
 async def each(units: Sequence[Unit], action: Callable[[Unit], Awaitable[str]]) -> dict[str, Any]:
@@ -30,17 +27,3 @@ async def each(units: Sequence[Unit], action: Callable[[Unit], Awaitable[str]]) 
         raise CommandError("; ".join(failures))
     return {"changed": changed}
 
-
-async def roll(daemon: Daemon, unit: Unit) -> None:
-    """A rolling restart as a task of its own: `stop` may cancel it without cancelling who asked for it."""
-    task = daemon.background(unit.restart(), report=False)
-    try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError:
-        task.cancel()
-        raise
-    if task.cancelled():
-        raise CommandError(f"{unit.name} was stopped meanwhile")
-    error = task.exception()
-    if error is not None:
-        raise error

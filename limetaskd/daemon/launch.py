@@ -20,6 +20,7 @@ BOOT = str(Path(limetaskd.__file__).with_name("boot.py"))
 AGENT = "limetaskd:agent"
 BROKER = "limetaskd:broker"
 IMAGE = "limetaskd:image"
+OURS = "limetaskd"  # in place of a pool's name
 # The daemon waits this much longer than the process itself, which requeues what still runs at its own deadline.
 STOP_MARGIN_S = 10.0
 HELPER_STOP_S = 10.0
@@ -178,56 +179,40 @@ def worker_launch(plan: Plan, pool: PoolPlan, index: int, generation: int) -> La
     )
 
 
-def beat_launch(plan: Plan, pool_name: str, generation: int) -> Launch:
-    """The schedule's process, which belongs to the pool that owns it."""
+def _helper_spec(plan: Plan, kind: str, name: str, pool: str, generation: int) -> ProcessSpec:
+    """What the processes have in common that run our code alone."""
     paths = paths_of(plan)
-    name = f"{pool_name}:beat"
-    pool = plan.pool(pool_name)
-    spec = ProcessSpec(
-        kind="beat",
+    return ProcessSpec(
+        kind=kind,
         name=name,
-        pool=pool_name,
+        pool=pool,
         generation=generation,
         settings=paths.settings,
         channel=paths.channel,
         log=paths.log(name),
-        state=paths.beat,
         record=paths.record(name, generation),
         fingerprint=_fingerprint(plan, HELPER),
     )
+
+
+def beat_launch(plan: Plan, pool_name: str, generation: int) -> Launch:
+    """The schedule's process, which belongs to the pool that owns it."""
+    pool = plan.pool(pool_name)
+    spec = _helper_spec(plan, "beat", f"{pool_name}:beat", pool_name, generation)
+    spec = dataclasses.replace(spec, state=paths_of(plan).beat)
     return _launch(spec, pool.env if pool else {}, None, plan.python)
 
 
 def agent_launch(plan: Plan, generation: int) -> Launch:
     """The broker I/O of the daemon, in the daemon's own interpreter."""
-    paths = paths_of(plan)
-    spec = ProcessSpec(
-        kind="agent",
-        name=AGENT,
-        pool="limetaskd",
-        generation=generation,
-        settings=paths.settings,
-        channel=paths.channel,
-        log=paths.log(AGENT),
-        record=paths.record(AGENT, generation),
-        fingerprint=_fingerprint(plan, HELPER),
-    )
+    spec = _helper_spec(plan, "agent", AGENT, OURS, generation)
     return _launch(spec, {}, None, None, shared_interpreter=plan.python is None)
 
 
 def image_launch(plan: Plan, generation: int) -> Launch:
     """The process that has imported everything and forks workers and the schedule."""
-    paths = paths_of(plan)
-    spec = ProcessSpec(
-        kind="image",
-        name=IMAGE,
-        pool="limetaskd",
-        generation=generation,
-        settings=paths.settings,
-        channel=paths.channel,
-        log=paths.log(IMAGE),
-        fingerprint=_fingerprint(plan, HELPER),
-    )
+    # Without a record: it ends with its daemon, so that nobody has to find it.
+    spec = dataclasses.replace(_helper_spec(plan, "image", IMAGE, OURS, generation), record=None)
     # It waits for requests in silence; one that does not answer them is ended where they are made.
     return dataclasses.replace(_launch(spec, {}, None, plan.python), silence_matters=False)
 

@@ -17,8 +17,8 @@ from limetaskd.core.board import MEMORY_LIMIT, Slot, process_start_ticks
 from limetaskd.core.memory import Statm, descendants, private_bytes
 from limetaskd.core.units import format_size
 from limetaskd.daemon.daemon import Daemon
-from limetaskd.daemon.gather import roll
 from limetaskd.daemon.incarnation import Incarnation
+from limetaskd.daemon.rolling import roll
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError
 from limetaskd.plan.model import LimitsPlan

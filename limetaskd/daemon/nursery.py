@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from limetaskd.core.board import Board, process_start_ticks
 from limetaskd.core.channel import State
-from limetaskd.daemon import engine, gather
+from limetaskd.daemon import engine, rolling
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.incarnation import (
     ADOPTED,
@@ -79,7 +79,7 @@ class Nursery:
                 if not changed:
                     return
                 log.info("the image is replaced: %s changed", ", ".join(changed), extra={"action": "image_stale"})
-            await gather.roll(self._daemon, image)
+            await rolling.roll(self._daemon, image)
             return
         image.start()
         await image.started()

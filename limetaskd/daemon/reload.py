@@ -12,9 +12,9 @@ from limetaskd.config.load import load
 from limetaskd.daemon import engine, preview, scaling
 from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.daemon import Daemon
-from limetaskd.daemon.gather import roll
 from limetaskd.daemon.launch import AGENT
 from limetaskd.daemon.logpump import check_destination
+from limetaskd.daemon.rolling import roll
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError, ConfigError, LimetaskError
 from limetaskd.plan.build import build

@@ -5,8 +5,8 @@
                           |  +--broker away------+
                         death: at once, or BACKOFF (a timer) --> STARTING, or FATAL (tried again later)
 
-A rolling restart has a successor beside the current process; the successor takes the name when it consumes, and the
-old one leaves. What to do at a death is decided by `limetaskd.policy.restart`.
+A rolling restart (`rolling.py`) has a successor beside the current process; the successor takes the name when it
+consumes, and the old one leaves. What to do at a death is decided by `limetaskd.policy.restart`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ from limetaskd.policy.restart import FATAL_RETRY_S, RestartPolicy
 log = logging.getLogger("limetaskd.unit")
 
 EX_CONFIG = 78  # a process that says "my configuration or my imports are broken": no use in trying at once
-# A successor that neither consumes nor waits for its broker by then is given up.
-SUCCESSOR_TIMEOUT_S = 120.0
-BROKER_PATIENCE_S = 15.0  # likewise for one that waits for its broker: what it was told may be wrong
+START_TIMEOUT_S = 120.0  # a process that neither consumes nor waits for its broker by then will not
 START_PATIENCE_S = 10.0  # how long `start` waits for a broker that is away before it says so
 
 
@@ -225,11 +223,6 @@ class Unit:
         self.generation += 1
         return await self._host.bring_to_life(self, self.launch(self.generation), self.generation)
 
-    async def _bear_successor(self) -> Incarnation:
-        """Known as the successor from its first moment: it may die in the next one."""
-        self.successor = await self._new_incarnation()
-        return self.successor
-
     def adopt(self, incarnation: Incarnation) -> None:
         """Take over a process that is alive already."""
         self.generation = incarnation.generation
@@ -384,7 +377,7 @@ class Unit:
         if self.state == engine.STARTING:
             self.machine.change_state(engine.RUNNING)
 
-    # Stop and restart.
+    # Stop, start, successor.
 
     def stop(self, *, now: bool = False) -> None:
         """Bring it down: gracefully, or at once. Ends a rolling restart and what is still leaving, too."""
@@ -416,74 +409,26 @@ class Unit:
         begun = time.monotonic()
         patience = begun + START_PATIENCE_S
         while not self.ready:
-            if time.monotonic() - begun > SUCCESSOR_TIMEOUT_S:
-                raise CommandError(f"{self.name} does not consume after {SUCCESSOR_TIMEOUT_S:.0f} s: see its log")
+            if time.monotonic() - begun > START_TIMEOUT_S:
+                raise CommandError(f"{self.name} does not consume after {START_TIMEOUT_S:.0f} s: see its log")
             if self.state in {engine.FATAL, engine.BACKOFF, engine.STOPPED}:
                 raise CommandError(f"{self.name} is {self.state_name}: {self.reason or 'stopped meanwhile'}")
             if self.current is not None and self.current.waits_for_broker and time.monotonic() > patience:
                 raise CommandError(f"{self.name} runs but does not consume yet: it {self.reason}")
             await self.changed(1.0)
 
-    async def restart(self) -> None:
-        """Rolling: a successor consumes before the current process leaves. Raises CommandError when it fails.
+    async def bear_successor(self) -> Incarnation:
+        """Start the process that is to take the name. Raises OSError, LimetaskError.
 
-        A unit that is down is started; one whose main process hangs is killed first: it holds what it reserved.
+        Known as the successor from its first moment: it may die in the next one.
         """
-        if self.rolling is not None:
-            raise CommandError(f"{self.name} is being restarted already")
-        if self.state == engine.STOPPING or self._host.stopping:
-            raise CommandError(f"{self.name} is being stopped")
-        self.rolling = asyncio.current_task()
-        try:
-            if self.current is not None and self.current.hung():
-                await self.current.kill()
-            if self.current is None:
-                self.start()
-                await self.started()
-            elif self.kind == "worker":
-                await self._roll()
-            else:
-                # Two schedules, agents or brokers at a time must never be: stop comes strictly before start.
-                self.machine.change_state(engine.STOPPING)
-                self._start_again = True
-                self.current.end()
-                await self.started()
-        finally:
-            self.rolling = None
+        self.successor = await self._new_incarnation()
+        return self.successor
 
-    async def _roll(self) -> None:
-        birth = self._host.background(self._bear_successor(), report=False)
-        try:
-            successor: Incarnation = await asyncio.shield(birth)
-        except (OSError, LimetaskError) as error:
-            raise CommandError(f"{self.name}: no new process could be started: {error}") from error
-        except asyncio.CancelledError:
-            # Stopped at this very moment: what is being born must not stay behind.
-            birth.add_done_callback(self._unwanted)
-            raise
-        begun = time.monotonic()
-        try:
-            while not successor.consumes:
-                if self.current is successor:  # the old one died meanwhile
-                    return await self.started()
-                if not successor.alive:
-                    said = successor.report.reason if successor.report else None
-                    raise CommandError(
-                        f"{self.name}: the new process died ({said or successor.exited.result()}); the old one goes on"
-                    )
-                waited = time.monotonic() - begun
-                if waited > (BROKER_PATIENCE_S if successor.waits_for_broker else SUCCESSOR_TIMEOUT_S):
-                    said = successor.report.reason if successor.report else None
-                    raise CommandError(
-                        f"{self.name}: the new process does not consume after {waited:.0f} s"
-                        f"{f' ({said})' if said else ''}; the old one goes on"
-                    )
-                await self.changed(1.0)
-            if self.state == engine.STOPPING or self._host.stopping:
-                raise CommandError(f"{self.name} was stopped meanwhile")
-        except BaseException:
-            self._give_up(successor)
-            raise
+    def succeed(self) -> None:
+        """The successor, which consumes, takes the name; the old process leaves."""
+        successor = self.successor
+        assert successor is not None
         self._cancel_timer()
         self.reason = None
         old, self.current, self.successor = self.current, successor, None
@@ -495,19 +440,21 @@ class Unit:
             self.leaving.append(old)
             old.end()
         self.pulse()
-        return None
 
-    def _unwanted(self, birth: asyncio.Task[Incarnation]) -> None:
-        if not birth.cancelled() and birth.exception() is None:
-            self._give_up(birth.result())
-
-    def _give_up(self, incarnation: Incarnation) -> None:
+    def give_up(self, successor: Incarnation) -> None:
         """End a successor that did not, or must not, take the name."""
-        if self.successor is incarnation:
+        if self.successor is successor:
             self.successor = None
-        if incarnation.alive and incarnation is not self.current and incarnation not in self.leaving:
-            self.leaving.append(incarnation)
-            incarnation.end(now=True)
+        if successor.alive and successor is not self.current and successor not in self.leaving:
+            self.leaving.append(successor)
+            successor.end(now=True)
+
+    def exchange(self) -> None:
+        """Stop, and start once the old process is dead: two schedules, agents or brokers at a time must never be."""
+        assert self.current is not None
+        self.machine.change_state(engine.STOPPING)
+        self._start_again = True
+        self.current.end()
 
     def hurry(self) -> None:
         """What is ending, or should be, ends at once."""

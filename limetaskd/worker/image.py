@@ -34,6 +34,7 @@ from limetaskd.errors import ChannelError
 from limetaskd.tasks.conf import is_redis
 from limetaskd.worker import application, logs
 from limetaskd.worker.application import ImportFailedError
+from limetaskd.worker.begin import begin
 from limetaskd.worker.runtime import one_line
 from limetaskd.worker.spare import CannotForkError, Spare, fork_ahead
 
@@ -343,14 +344,7 @@ class Image:
 
 def main(spec: ProcessSpec) -> int:
     """Until the daemon is gone (0), or at once when it cannot fork (78, EX_CONFIG). In a child: that process's life."""
-    settings = Settings.from_json(Path(spec.settings).read_text())
-    logs.set_up(
-        spec.name,
-        level=settings.log_level,
-        path=spec.log,
-        own_stdio=True,
-        max_message_bytes=settings.log_message_max_bytes,
-    )
+    settings = begin(spec)
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

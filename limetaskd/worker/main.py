@@ -6,7 +6,6 @@ import faulthandler
 import logging
 import os
 import signal
-from pathlib import Path
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.nodenames import gethostname
@@ -15,6 +14,7 @@ from limetaskd.core.settings import Settings
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.worker import application, logs
 from limetaskd.worker.application import ImportFailedError
+from limetaskd.worker.begin import begin
 from limetaskd.worker.consumer import EX_CONFIG
 from limetaskd.worker.process import Worker
 from limetaskd.worker.runtime import Runtime, one_line
@@ -24,14 +24,7 @@ logger = logging.getLogger(__name__)
 
 def main(spec: ProcessSpec) -> int:
     """Run until told to stop. 0: drained; 78 (EX_CONFIG): it cannot work like this; 1: stopped at once or failed."""
-    settings = application.for_pool(Settings.from_json(Path(spec.settings).read_text()), spec)
-    logs.set_up(
-        spec.name,
-        level=settings.log_level,
-        path=spec.log,
-        own_stdio=True,
-        max_message_bytes=settings.log_message_max_bytes,
-    )
+    settings = application.for_pool(begin(spec), spec)
     # Into the log: the stacks of a crash, and on demand those of a process that hangs, its pool children included.
     faulthandler.enable(file=2, all_threads=True)
     faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 from limetaskd.daemon.control.protocol import INVALID_PARAMS, Params, RpcError, names, take
 from limetaskd.daemon.daemon import Daemon
-from limetaskd.daemon.gather import each, roll
+from limetaskd.daemon.gather import each
+from limetaskd.daemon.rolling import roll
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError
 

@@ -1,0 +1,151 @@
+"""The moments of a rolling restart that no process can be made to hit at will: the order of events is given."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from limetaskd.core.channel import Phase, State
+from limetaskd.daemon import engine, rolling
+from limetaskd.daemon.incarnation import Incarnation, Launch
+from limetaskd.daemon.spawner import Exit, ProcessRef
+from limetaskd.daemon.unit import Unit
+from limetaskd.errors import CommandError
+from limetaskd.policy.restart import RestartPolicy
+
+
+class Process(Incarnation):
+    """An incarnation that nobody runs. `told_to_end`: how it was told to end, now (True) or gracefully."""
+
+    told_to_end: bool | None = None
+
+    def end(self, *, now: bool = False) -> asyncio.Task[Exit]:
+        self.told_to_end = now
+        return asyncio.get_running_loop().create_task(self._ended())
+
+    async def _ended(self) -> Exit:
+        return await asyncio.shield(self.exited)
+
+
+def process(pid: int) -> Process:
+    ref = ProcessRef(pid, 0, -1, child=True)
+    launch = Launch(argv=(), env={}, log_path="", stop_timeout_s=1.0)
+    return Process("asap:0", pid, launch, ref, asyncio.get_running_loop().create_future())
+
+
+class Host:
+    """A daemon without processes: `births` are handed out, the first one first."""
+
+    stopping = False
+
+    def __init__(self) -> None:
+        self.groups = engine.Groups()
+        self.events = SimpleNamespace(emit=lambda *_args, **_fields: None)
+        self.births: list[Process] = []
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    def restart_policy(self) -> RestartPolicy:
+        return RestartPolicy()
+
+    def background(self, work: Any, *, report: bool = True) -> asyncio.Task[Any]:
+        del report
+        self.tasks.append(asyncio.get_running_loop().create_task(work))
+        return self.tasks[-1]
+
+    async def bring_to_life(self, _unit: Unit, _launch: Any, _generation: int) -> Process:
+        return self.births.pop(0)
+
+    def process_died(self, _unit: Unit, _incarnation: Process) -> None:
+        """Nothing to account for."""
+
+
+@pytest.fixture
+def host() -> Host:
+    return Host()
+
+
+@pytest.fixture
+def unit(host: Host, tmp_path: Path) -> Unit:
+    made: Any = host
+    return Unit("asap:0", "worker", made, str(tmp_path / "log"), lambda _generation: SimpleNamespace())  # type: ignore[arg-type,return-value]
+
+
+def consume(process: Process, unit: Unit) -> None:
+    report = State(unit.name, process.generation, process.pid, Phase.CONSUMING)
+    unit.reported(process, None, report)  # type: ignore[arg-type]
+
+
+def die(process: Process, unit: Unit) -> None:
+    process.exited.set_result(Exit(signal=signal.SIGKILL))
+    unit.died(process, process.exited.result())
+
+
+async def running(unit: Unit, host: Host) -> tuple[Process, Process, asyncio.Task[None]]:
+    """The current process, its successor, and the restart that waits for that one."""
+    old, successor = process(1), process(2)
+    host.births = [old, successor]
+    unit.start()
+    await unit.changed(5)
+    consume(old, unit)
+    restart = asyncio.ensure_future(rolling.roll(host, unit))  # type: ignore[arg-type]
+    for _ in range(10):  # turns of the loop: everything in it is ready at once
+        await asyncio.sleep(0)
+    assert unit.successor is successor
+    return old, successor, restart
+
+
+def test_the_successor_takes_the_name_when_it_consumes(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        old, successor, restart = await running(unit, host)
+        assert unit.current is old
+        consume(successor, unit)
+        await asyncio.wait_for(restart, 5)
+        assert unit.current is successor
+        assert unit.leaving == [old]
+        assert (old.told_to_end, successor.told_to_end) == (False, None)
+
+    asyncio.run(run())
+
+
+def test_a_successor_that_inherits_and_consumes_in_one_moment_stays(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        old, successor, restart = await running(unit, host)
+        die(old, unit)
+        consume(successor, unit)
+        await asyncio.wait_for(restart, 5)
+        assert unit.current is successor
+        assert unit.state == engine.RUNNING
+        assert unit.leaving == []
+        assert successor.told_to_end is None
+
+    asyncio.run(run())
+
+
+def test_a_successor_that_dies_leaves_the_old_process_at_work(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        old, successor, restart = await running(unit, host)
+        die(successor, unit)
+        with pytest.raises(CommandError, match="killed by SIGKILL"):
+            await asyncio.wait_for(restart, 5)
+        assert unit.current is old
+        assert old.told_to_end is None
+
+    asyncio.run(run())
+
+
+def test_a_stop_ends_the_restart_and_its_successor(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        old, successor, restart = await running(unit, host)
+        unit.stop()
+        with pytest.raises(CommandError, match="stopped meanwhile"):
+            await asyncio.wait_for(restart, 5)
+        assert unit.state == engine.STOPPING
+        assert unit.leaving == [successor]
+        assert (old.told_to_end, successor.told_to_end) == (False, False)
+
+    asyncio.run(run())
