@@ -4,8 +4,8 @@
 
 Four dedicated pools of two slots and a schedule. All in one run on one machine: the ratios are what counts. Memory is
 PSS (shared pages counted once, in shares) of all processes, the image and the agent included; the daemon apart.
-`replaced_ms` is from the death of a worker (its pidfd becomes readable) to the first act of its replacement (it opens its
-log), `recovery_ms` from the kill -9 to the result of the replacement's first task in the sender.
+`replaced_ms` is from the death of a worker (its pidfd becomes readable) to the first act of its replacement (it opens
+its log), `recovery_ms` from the kill -9 to the result of the replacement's first task in the sender.
 `--heavy` imports numpy, pandas and sqlalchemy in the task module (they must be installed).
 """
 
@@ -110,7 +110,8 @@ def measure(broker: str, backend: str, source: str, preload: bool) -> dict[str, 
                 sender.result(sender.send("bench.noop", queue="q_asap"))
                 recoveries.append((time.monotonic() - killed) * 1000)
             for _ in range(KILLS):
-                wait_until(lambda: daemon.worker("asap:0")["ready"] and (not preload or daemon.named("limetaskd:spare")))
+                wait_until(lambda: daemon.worker("asap:0")["ready"])
+                wait_until(lambda: not preload or daemon.named("limetaskd:spare"))
                 log = daemon.state_dir / "log" / "asap:0.log"
                 replacements.append(replaced_ms(daemon.worker("asap:0")["pid"], log))
         result["recovery_ms"] = statistics.median(recoveries)

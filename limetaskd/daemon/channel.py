@@ -40,7 +40,8 @@ class Connection:
         self._waiting[number] = future
         try:
             await asyncio.get_running_loop().sock_sendall(self._sock, encode(Command(number, command, params)))
-            return await asyncio.wait_for(future, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await future
         except TimeoutError as error:
             raise CommandError(f"{command}: no answer within {timeout_s:g} s") from error
         except OSError as error:

@@ -276,7 +276,8 @@ class XmlRpcServer:
             self._wake.clear()
             busy = len(self._map) > len(self._servers)
             try:
-                await asyncio.wait_for(self._wake.wait(), self.POLL_S if busy else None)
+                async with asyncio.timeout(self.POLL_S if busy else None):
+                    await self._wake.wait()
             except TimeoutError:
                 self._resting.clear()
 
@@ -284,6 +285,8 @@ class XmlRpcServer:
         loop = asyncio.get_running_loop()
         readable = {fd for fd, channel in self._map.items() if channel.readable()}
         writable = {fd for fd, channel in self._map.items() if channel.writable()} - self._resting
+        for fd in (self._readers | self._writers) - self._map.keys():
+            self._forget(fd)  # closed by another channel, which has grown tired of it
         for fd in self._readers - readable:
             loop.remove_reader(fd)
         for fd in self._writers - writable:
@@ -309,24 +312,24 @@ class XmlRpcServer:
                 channel.close()
         if fd not in self._map:
             # Closed in the handler: the number may be used again at once, so forget it now.
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(fd)
-            loop.remove_writer(fd)
-            self._readers.discard(fd)
-            self._writers.discard(fd)
-            self._resting.discard(fd)
+            self._forget(fd)
         self._wake.set()
+
+    def _forget(self, fd: int) -> None:
+        loop = asyncio.get_running_loop()
+        for remove in (loop.remove_reader, loop.remove_writer):
+            with contextlib.suppress(OSError):  # closed with both: told so after the loop has forgotten both
+                remove(fd)
+        for known in (self._readers, self._writers, self._resting):
+            known.discard(fd)
 
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        loop = asyncio.get_running_loop()
-        for fd in self._readers:
-            loop.remove_reader(fd)
-        for fd in self._writers:
-            loop.remove_writer(fd)
+        for fd in self._readers | self._writers:
+            self._forget(fd)
         for channel in list(self._map.values()):
             channel.close()
         with contextlib.suppress(FileNotFoundError):

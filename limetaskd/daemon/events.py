@@ -58,6 +58,7 @@ class EventBus:
         """Until there is a new event, at most `timeout_s`."""
         news = self._news
         try:
-            await asyncio.wait_for(news.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await news.wait()
         except TimeoutError:
             return

@@ -292,7 +292,8 @@ class Steering:
             if end is not None:
                 timeout_s = min(timeout_s, max(0.1, end - time.time() + 0.01))
             try:
-                await asyncio.wait_for(self._news.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._news.wait()
             except TimeoutError:
                 continue
 

@@ -116,7 +116,8 @@ class Unit:
     async def changed(self, timeout_s: float | None = None) -> bool:
         """Wait for the next change; False when it did not come in time."""
         try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
         except TimeoutError:
             return False
         return True

@@ -112,7 +112,8 @@ async def _ended(ref: ProcessRef) -> Exit:
 
     loop.add_reader(ref.pidfd, end)
     try:
-        await asyncio.wait_for(dead, REHEARSAL_TIMEOUT_S)
+        async with asyncio.timeout(REHEARSAL_TIMEOUT_S):
+            await dead
     except TimeoutError:
         await asyncio.to_thread(ref.kill_tree)
     finally:

@@ -99,8 +99,7 @@ def test_a_drain_works_while_the_broker_is_away(own_redis: object) -> None:
         process = bench.worker()
         own_redis.kill()
         wait_until(lambda: bench.daemon.phase("w:0") == Phase.CONNECTING, 60)
-        reason = wait_until(lambda: bench.daemon.states["w:0"].reason)
-        assert "refused" in reason
+        wait_until(lambda: "refused" in (bench.daemon.states["w:0"].reason or ""))  # at first it is told of the reset
         assert bench.daemon.ask("w:0", "drain").error is None
         assert process.wait(30) == 0
 

@@ -104,7 +104,8 @@ def test_the_successor_takes_the_name_when_it_consumes(host: Host, unit: Unit) -
         old, successor, restart = await running(unit, host)
         assert unit.current is old
         consume(successor, unit)
-        await asyncio.wait_for(restart, 5)
+        async with asyncio.timeout(5):
+            await restart
         assert unit.current is successor
         assert unit.leaving == [old]
         assert (old.told_to_end, successor.told_to_end) == (False, None)
@@ -117,7 +118,8 @@ def test_a_successor_that_inherits_and_consumes_in_one_moment_stays(host: Host, 
         old, successor, restart = await running(unit, host)
         die(old, unit)
         consume(successor, unit)
-        await asyncio.wait_for(restart, 5)
+        async with asyncio.timeout(5):
+            await restart
         assert unit.current is successor
         assert unit.state == engine.RUNNING
         assert unit.leaving == []
@@ -131,7 +133,8 @@ def test_a_successor_that_dies_leaves_the_old_process_at_work(host: Host, unit: 
         old, successor, restart = await running(unit, host)
         die(successor, unit)
         with pytest.raises(CommandError, match="killed by SIGKILL"):
-            await asyncio.wait_for(restart, 5)
+            async with asyncio.timeout(5):
+                await restart
         assert unit.current is old
         assert old.told_to_end is None
 
@@ -143,7 +146,8 @@ def test_a_stop_ends_the_restart_and_its_successor(host: Host, unit: Unit) -> No
         old, successor, restart = await running(unit, host)
         unit.stop()
         with pytest.raises(CommandError, match="stopped meanwhile"):
-            await asyncio.wait_for(restart, 5)
+            async with asyncio.timeout(5):
+                await restart
         assert unit.state == engine.STOPPING
         assert unit.leaving == [successor]
         assert (old.told_to_end, successor.told_to_end) == (False, False)
