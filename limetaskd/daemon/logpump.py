@@ -33,10 +33,12 @@ DAEMON_LOG = "limetaskd.log"
 _RECORD = '{"@timestamp"'
 _CHUNK = 1024 * 1024
 _MAX_WAITING = 100_000  # records of the daemon that may wait for a blocked destination
-_OLD_FILE_S = 60.0  # a renamed file is followed this long: its writer may not have noticed yet
+# A renamed file is polled this long: its writer may not have noticed yet, and another folder tells us nothing.
+_OLD_FILE_S = 60.0
 _OLD_POLL_S = 1.0
 _PAUSE_AFTER_ERROR_S = 1.0
 _OFFSET_BYTES = 48
+_CURRENT, _RENAMED = 0, _OFFSET_BYTES  # where in the file of offsets
 _HOST = socket.gethostname()
 
 
@@ -48,14 +50,21 @@ class Tail:
     descriptor: int
     inode: int
     offset: int
-    offsets: int  # descriptor of the file that keeps `offset`
+    offsets: int  # descriptor of the file that keeps `offset`, and below it that of the newest renamed file
     old_until: float | None = None  # monotonic; set once the file has been renamed
+    succeeded: bool = False  # by another renamed file of this name
 
     def save(self) -> None:
         """Survives our own kill -9 at once: it is in the kernel's page cache. Not synced: a crash of the host may
         repeat the last lines, and loses none."""
-        if self.old_until is None:
-            os.pwrite(self.offsets, f"{self.inode} {self.offset}".ljust(_OFFSET_BYTES).encode(), 0)
+        if not self.succeeded:
+            place = _CURRENT if self.old_until is None else _RENAMED
+            os.pwrite(self.offsets, f"{self.inode} {self.offset}".ljust(_OFFSET_BYTES).encode(), place)
+
+    def over(self, now: float) -> bool:
+        """Whether nobody can write to this renamed file any more, or it has been replaced by the next one."""
+        late = self.old_until is not None and now > self.old_until
+        return late and (self.succeeded or os.fstat(self.descriptor).st_nlink == 0)
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -107,6 +116,8 @@ class LogPump:
     def start(self) -> None:
         """Look at what is there before anybody writes, then follow it. Called before the loop runs."""
         for path in sorted(self._dir.glob("*.log")):
+            if path.name != DAEMON_LOG:
+                self._find_old(path.name)
             self._follow(path.name)
         self._thread.start()
 
@@ -180,7 +191,9 @@ class LogPump:
 
     def _sleep(self) -> None:
         """Until there is something to do; no wake-ups when nothing happens."""
-        timeout = _OLD_POLL_S if self._old else None
+        now = time.monotonic()
+        polled = any(tail.old_until is not None and now < tail.old_until for tail in self._old)
+        timeout = _OLD_POLL_S if polled else None
         ready, _, _ = select.select([self._wake, self._inotify.fd], [], [], timeout)
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
@@ -218,10 +231,9 @@ class LogPump:
         if tail is not None and inode != tail.inode:
             # Renamed by us or by somebody else: read its end, and look at it for a while longer.
             self._read(tail)
-            tail.old_until = time.monotonic() + _OLD_FILE_S
-            self._old.append(tail)
-            tail = None
             del self._tails[name]
+            self._retire(tail)
+            tail = None
         if tail is None and inode is not None:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -238,13 +250,47 @@ class LogPump:
     def _open_tail(self, name: str, descriptor: int) -> Tail:
         """Go on where the last daemon stopped; a file that none has followed is passed on from its start."""
         process = name.removesuffix(".log")
-        offsets = os.open(self._dir / f".{process}.offset", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        offsets = self._open_offsets(process)
         stat = os.fstat(descriptor)
-        known = os.pread(offsets, _OFFSET_BYTES, 0).split()
-        offset = 0
-        if len(known) == 2 and known[0] == str(stat.st_ino).encode() and known[1].isdigit():
-            offset = min(int(known[1]), stat.st_size)
-        return Tail(process, descriptor, stat.st_ino, offset, offsets)
+        inode, offset = self._known(offsets, _CURRENT)
+        if inode != stat.st_ino:
+            offset = 0
+        return Tail(process, descriptor, stat.st_ino, min(offset, stat.st_size), offsets)
+
+    def _open_offsets(self, process: str) -> int:
+        return os.open(self._dir / f".{process}.offset", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    @staticmethod
+    def _known(offsets: int, place: int) -> tuple[int, int]:
+        """The inode and the offset that were saved there; (0, 0): none."""
+        words = os.pread(offsets, _OFFSET_BYTES, place).split()
+        if len(words) != 2 or not (words[0].isdigit() and words[1].isdigit()):
+            return 0, 0
+        return int(words[0]), int(words[1])
+
+    def _find_old(self, name: str) -> None:
+        """Go on with a file that was renamed before the last pump was done with it. Called before `_follow`."""
+        process = name.removesuffix(".log")
+        offsets = self._open_offsets(process)
+        known = dict([self._known(offsets, _RENAMED), self._known(offsets, _CURRENT)])
+        os.close(offsets)
+        for path in sorted(self._dir.glob(f"{name}.*"), reverse=True):
+            with contextlib.suppress(FileNotFoundError):
+                inode = path.stat().st_ino
+                if inode in known:
+                    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    offset = min(known[inode], os.fstat(descriptor).st_size)
+                    tail = Tail(process, descriptor, inode, offset, self._open_offsets(process))
+                    self._retire(tail)
+                    self._read(tail)
+
+    def _retire(self, tail: Tail) -> None:
+        """The file has been renamed: it is followed until there is another one, or until it is gone."""
+        for other in self._old:
+            other.succeeded = other.succeeded or other.name == tail.name
+        tail.old_until = time.monotonic() + _OLD_FILE_S
+        tail.save()
+        self._old.append(tail)
 
     def _read(self, tail: Tail) -> None:
         if os.fstat(tail.descriptor).st_size < tail.offset:
@@ -316,7 +362,7 @@ class LogPump:
         now = time.monotonic()
         for tail in list(self._old):
             self._read(tail)
-            if tail.old_until is not None and now > tail.old_until:
+            if tail.over(now):
                 tail.close()
                 self._old.remove(tail)
 
@@ -327,8 +373,7 @@ class LogPump:
         self._shift(path)
         tail = self._tails.pop(path.name, None)
         if tail is not None:
-            tail.old_until = time.monotonic() + _OLD_FILE_S
-            self._old.append(tail)
+            self._retire(tail)
 
     def _rotate_own(self) -> None:
         if os.fstat(self._own).st_size > self._plan.max_size_bytes:

@@ -153,6 +153,59 @@ def test_rotation_loses_nothing_also_from_a_writer_that_has_not_noticed(pumped: 
     assert len(messages) == len(set(messages))
 
 
+def pump_until(pumped: Pumped, expected: list[str], **options: Any) -> None:
+    """A pump that is killed (kill -9) when it has passed `expected` on."""
+    pid = os.fork()
+    if pid == 0:
+        pumped.start(**options)
+        signal.pause()
+    try:
+        wait_until(lambda: pumped.out.exists() and pumped.messages() == expected)
+        wait_until(lambda: not (pumped.logs / "asap:0.log").exists() or "max_size_bytes" not in options)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_the_next_pump_goes_on_with_a_file_that_was_just_rotated(pumped: Pumped) -> None:
+    path = pumped.logs / "asap:0.log"
+    append(path, line("one"))
+    pump_until(pumped, ["one"], max_size_bytes=10)
+    rotated = path.with_name("asap:0.log.1")
+    append(rotated, line("two"))  # its writer has not noticed
+    append(path, line("three"))
+    pump_until(pumped, ["one", "two", "three"])
+    append(rotated, line("four"))
+    pumped.start()
+    wait_until(lambda: pumped.messages() == ["one", "two", "three", "four"])
+
+
+def test_a_file_that_was_renamed_while_no_pump_ran_is_read_to_its_end(pumped: Pumped) -> None:
+    path = pumped.logs / "asap:0.log"
+    append(path, line("one"))
+    pump_until(pumped, ["one"])
+    append(path, line("two"))
+    path.rename(path.with_name("asap:0.log.1"))
+    append(path, line("three"))
+    pumped.start()
+    wait_until(lambda: pumped.messages() == ["one", "two", "three"])
+
+
+def test_what_is_printed_into_a_rotated_file_arrives_however_late(
+    pumped: Pumped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limetaskd.daemon.logpump._OLD_FILE_S", 0.0)
+    path = pumped.logs / "asap:0.log"
+    pumped.start(max_size_bytes=10, keep=20)
+    for number in range(3):
+        append(path, line(f"rotated {number}"))
+        wait_until(lambda: not path.exists())
+        append(path.with_name("asap:0.log.1"), line(f"late {number}"))
+    expected = [f"{word} {number}" for number in range(3) for word in ("rotated", "late")]
+    wait_until(lambda: sorted(pumped.messages()) == sorted(expected))
+    wait_until(lambda: pumped.pump is not None and len(pumped.pump._old) == 1)
+
+
 def test_own_records_go_to_the_own_file_and_to_the_destination(pumped: Pumped) -> None:
     pumped.start()
     assert pumped.pump is not None
