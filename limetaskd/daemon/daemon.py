@@ -147,7 +147,7 @@ class Daemon:
         found, remains = await asyncio.to_thread(orphans.find_all, self.paths)
         broker = await self._start_broker() if self.plan.embedded else None
         if self.plan.preload:
-            self._add(IMAGE, "image", lambda generation: image_launch(self.plan, generation)).start()
+            self.add_image().start()
         self._add(AGENT, "agent", lambda generation: agent_launch(self.plan, generation))
         for pool in self.pools():
             for index in range(pool.workers):
@@ -261,6 +261,9 @@ class Daemon:
 
     def add_beat(self, pool: str) -> Unit:
         return self._add(f"{pool}:beat", "beat", lambda generation: beat_launch(self.plan, pool, generation))
+
+    def add_image(self) -> Unit:
+        return self._add(IMAGE, "image", lambda generation: image_launch(self.plan, generation))
 
     def add_leftover(self, name: str, kind: str) -> Unit:
         """A name that nobody wants any more, kept until its last process has gone."""

@@ -39,7 +39,7 @@ class Health:
         report = incarnation.report
         if not incarnation.launch.reports or incarnation.ending is not None:
             return None
-        if report is None:  # taken over, and never heard
+        if report is None:  # taken over or begun, and never heard
             return f"silent for {incarnation.silent_s():.0f} s: its main process hangs" if incarnation.hung() else None
         slots = incarnation.board.read() if incarnation.board is not None else []
         own = [slot for slot in slots if slot.pid == incarnation.pid and slot.running is not None]

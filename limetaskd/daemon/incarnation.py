@@ -18,7 +18,7 @@ from limetaskd.core.channel import REPORT_INTERVAL_S, Phase, State
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.spawner import Exit, ProcessRef
-from limetaskd.policy.health import SILENT_BUSY_S, SILENT_S
+from limetaskd.policy.health import FIRST_WORD_S, SILENT_BUSY_S, SILENT_S
 
 log = logging.getLogger("limetaskd.process")
 
@@ -108,10 +108,11 @@ class Incarnation:
         return self.report is not None and self.report.phase == Phase.DRAINING
 
     def hung(self) -> bool:
-        """It has reported before, to us or to the daemon before us, and has fallen silent; no task may keep it so."""
+        """It has fallen silent, to us or to the daemon before us, or has never spoken; no task may keep it so."""
+        if not self.launch.reports or not self.launch.silence_matters:
+            return False
         spoke = self.report is not None or self.origin == ADOPTED
-        watched = self.launch.reports and self.launch.silence_matters
-        if not watched or not spoke or self.silent_s() <= SILENT_S:
+        if self.silent_s() <= (SILENT_S if spoke else FIRST_WORD_S):
             return False
         return process_state(self.pid) == "T" or not self.at_work()
 

@@ -50,6 +50,8 @@ class Nursery:
         self._forking = 0  # forks whose pid is not known yet: it must not be reaped as a stranger's
         self._early: dict[tuple[str, int, int], tuple[Connection, State]] = {}  # reports that came before the birth
         self._knows_all = False
+        # The code of now made no image: the one that there is serves those that run, not those that want that code.
+        self._image_is_old = False
 
     def knows_all(self) -> None:
         """What a daemon before us left behind has been taken over: who is unknown from now on is a stranger."""
@@ -68,21 +70,40 @@ class Nursery:
                 del self._early[key]
 
     async def refresh_image(self) -> None:
-        """Replace the image when its modules or settings are not those of now. Its failure is in the log."""
+        """Have an image by the plan, with the modules and settings of now.
+
+        Raises CommandError when there can be none; the image that there is stays.
+        """
         image = self._daemon.units.get(IMAGE)
-        if image is None:
+        if not self._daemon.plan.preload:
+            if image is not None:
+                image.stop()
+                await image.stopped()
+                self._daemon.remove_unit(IMAGE)
             return
+        if image is None:
+            image = self._daemon.add_image()
         current = image.current
         if current is not None and current.connection is not None and image.ready:
             if current.launch.fingerprint == image.launch(image.generation).fingerprint:
                 changed = (await current.connection.call("stale", {}, FORK_TIMEOUT_S))["changed"]
                 if not changed:
+                    self._image_is_old = False
                     return
                 log.info("the image is replaced: %s changed", ", ".join(changed), extra={"action": "image_stale"})
+            self._image_is_old = True
             await rolling.roll(self._daemon, image)
+            self._image_is_old = False
             return
         image.start()
         await image.started()
+
+    def drop_old_image(self) -> None:
+        """Workers have the code of now, which the image cannot have: nothing may come back with the old code."""
+        image = self._daemon.units.get(IMAGE)
+        if self._image_is_old and image is not None and image.current is not None:
+            self._image_is_old = False
+            image.exchange()
 
     async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
         """Start a process: forked from the image where there is one, else by exec. Raises OSError."""
@@ -102,6 +123,12 @@ class Nursery:
         """Let the image fork it; None when there is no image that can, with the reason in the log."""
         image = self._daemon.units.get(IMAGE)
         if image is None or launch.spec is None:
+            return None
+        if self._image_is_old and unit.rolling is not None:
+            log.warning(
+                "%s is started by exec: the image has not the code of now", unit.name,
+                extra={"action": "exec_without_image", "worker": unit.name},
+            )  # fmt: skip
             return None
         deadline = time.monotonic() + IMAGE_PATIENCE_S
         while image.state in {engine.STARTING, engine.STOPPING} and time.monotonic() < deadline:

@@ -48,7 +48,7 @@ async def _restart(daemon: Daemon, unit: Unit) -> None:
         if unit.current is None:
             unit.start()
             await unit.started()
-        elif unit.kind == "worker":
+        elif unit.kind in {"worker", "image"}:
             await _succeed(daemon, unit)
         else:
             unit.exchange()

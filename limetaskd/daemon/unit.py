@@ -12,7 +12,6 @@ consumes, and the old one leaves. What to do at a death is decided by `limetaskd
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
 import time
@@ -288,8 +287,8 @@ class Unit:
         delay = FATAL_RETRY_S if fatal else decision.delay_s
         is_fatal = fatal or decision.fatal
         self._trial = is_fatal
-        said = functools.partial(
-            log.log, logging.ERROR if is_fatal else logging.WARNING,
+        log.log(
+            logging.ERROR if is_fatal else logging.WARNING,
             "%s died: %s; %s", self.name, reason,
             f"given up for now, tried again in {delay:.0f} s" if is_fatal
             else ("replaced at once" if delay <= 0 else f"restarted in {delay:.1f} s"),
@@ -298,9 +297,7 @@ class Unit:
         if not is_fatal and delay <= 0:
             self.machine.change_state(engine.EXITED)
             self._spawn()
-            asyncio.get_running_loop().call_soon(said)  # its replacement is asked for first
             return
-        said()
         self.machine.change_state(engine.FATAL if is_fatal else engine.BACKOFF)
         self.retry_at = now + delay
         self._timer = asyncio.get_running_loop().call_later(delay, self._retry)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 # Reports come every 5 s from a thread that nothing but the GIL can hold up.
 SILENT_S = 30.0
+# The first comes before the imports of tasks, but on a busy host an interpreter may need long for its own.
+FIRST_WORD_S = 120.0
 # A task without a limit that holds the GIL of its worker: this long it may be at work.
 SILENT_BUSY_S = 300.0
 # Even an idle event loop turns every few seconds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import textwrap
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from tests.support.crm import SOURCE, configuration
 from tests.support.daemon import Daemon
@@ -308,6 +310,36 @@ def test_a_restart_takes_changed_modules_and_a_broken_one_leaves_the_old_workers
         assert "half-installed" in done.stderr
         assert daemon.worker("asap:0")["pid"] == old
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+        # Whoever dies meanwhile comes back as it was.
+        assert replaced(daemon, "asap:0")["origin"] == "fork"
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+
+
+def test_new_code_that_cannot_be_forked_is_not_undone_by_the_old_image(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE})
+    threaded = textwrap.dedent(THREAD) + textwrap.dedent(SOURCE).replace("return a + b", "return a + b + 1000")
+    daemon.module("crmtasks", threaded)
+    daemon.ctl("restart", "asap")
+    assert daemon.worker("asap:0")["origin"] == "exec"
+    wait_until(lambda: helpers(daemon)[IMAGE]["state"] == "FATAL", 60)
+    assert replaced(daemon, "asap:0")["origin"] == "exec"
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+
+
+def test_preload_is_switched_by_a_reload(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE})
+    config = yaml.safe_load(daemon.config_path.read_text())
+    config["limetaskd"]["preload"] = False
+    daemon.configure(config)
+    daemon.ctl("reload")
+    assert origins(daemon) == {"exec"}
+    assert IMAGE not in helpers(daemon)
+    config["limetaskd"]["preload"] = True
+    daemon.configure(config)
+    daemon.ctl("reload")
+    assert origins(daemon) == {"fork"}
+    assert helpers(daemon)[IMAGE]["state"] == "RUNNING"
 
 
 def test_a_killed_image_comes_back_and_workers_do_not_notice(start: Callable[..., Daemon]) -> None:

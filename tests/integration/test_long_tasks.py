@@ -89,7 +89,7 @@ def test_a_task_that_outlasts_the_broker_runs_once(
         assert sender.result(long) == "until"
         wait_until(lambda: not kept(daemon), 30)
     assert len(notes(daemon, "until")) == 1
-    assert [record["task_outcome"] for record in daemon.records(long)] == ["SUCCESS"]
+    assert [record["task_outcome"] for record in wait_until(lambda: daemon.records(long))] == ["SUCCESS"]
     assert len(actions(daemon, "kept", "all:0")) == 1
 
 
@@ -136,7 +136,7 @@ def test_it_is_sent_again_when_its_worker_dies(
         assert sender.result(long) == "until"
     wait_until(lambda: not kept(daemon), 30)
     assert len(notes(daemon, "until")) == 2
-    assert [record["task_outcome"] for record in daemon.records(long)] == ["SUCCESS"]
+    assert [record["task_outcome"] for record in wait_until(lambda: daemon.records(long))] == ["SUCCESS"]
     assert len(actions(daemon, "resent")) >= 1
 
 
@@ -204,7 +204,7 @@ def test_a_far_eta_is_not_held_at_the_broker_and_is_kept_on_time(
         go(daemon)
         assert sender.result(later) == "until"
         wait_until(lambda: not kept(daemon), 30)
-    (record,) = daemon.records(later)
+    (record,) = wait_until(lambda: daemon.records(later))
     assert record["task_outcome"] == "SUCCESS"
     assert len(notes(daemon, "until")) == 1
 

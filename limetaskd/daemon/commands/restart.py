@@ -30,6 +30,7 @@ async def run(daemon: Daemon, params: Params) -> dict[str, Any]:
 
     async def restart(unit: Unit) -> str:
         await roll(daemon, unit)
+        daemon.nursery.drop_old_image()
         return "restarted"
 
     changed: list[dict[str, Any]] = []

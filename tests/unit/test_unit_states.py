@@ -1,9 +1,12 @@
-"""The moments of a rolling restart that no process can be made to hit at will: the order of events is given."""
+"""A unit and its processes, at moments that no real process can be made to hit: the order of events is given."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -151,5 +154,17 @@ def test_a_stop_ends_the_restart_and_its_successor(host: Host, unit: Unit) -> No
         assert unit.state == engine.STOPPING
         assert unit.leaving == [successor]
         assert (old.told_to_end, successor.told_to_end) == (False, False)
+
+    asyncio.run(run())
+
+
+def test_a_process_that_never_speaks_is_given_two_minutes() -> None:
+    async def run() -> None:
+        silent = process(os.getpid())
+        for born_before_s, hangs in ((119.0, False), (121.0, True)):
+            silent.heard = time.monotonic() - born_before_s
+            assert silent.hung() is hangs
+        silent.launch = dataclasses.replace(silent.launch, silence_matters=False)
+        assert silent.hung() is False
 
     asyncio.run(run())
