@@ -24,6 +24,7 @@ from celery.schedules import crontab
 from celery.schedules import schedule as interval
 from kombu.exceptions import OperationalError
 
+from limetaskd.core.documents import loads
 from limetaskd.core.redact import redact_text
 from limetaskd.errors import PublishError
 from limetaskd.tasks.app import task_modules
@@ -99,7 +100,7 @@ class Scheduler(CeleryScheduler):  # type: ignore[misc]
         if self.path is None:
             return {}
         try:
-            document = json.loads(self.path.read_text())
+            document = loads(self.path.read_text())
             if document["version"] != STATE_VERSION:
                 raise ValueError(f"version {document['version']!r}")
             return {

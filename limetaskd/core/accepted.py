@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from limetaskd.core.documents import loads
 from limetaskd.core.settings import Queue, Routing, Settings
 
 ACCEPTED_VERSION = 1
@@ -35,7 +36,7 @@ class Accepted:
     @classmethod
     def from_json(cls, text: str) -> Accepted:
         """Raises ValueError for another version or a damaged document."""
-        document: Any = json.loads(text)
+        document: Any = loads(text)
         if not isinstance(document, dict) or document.pop("version", None) != ACCEPTED_VERSION:
             raise ValueError(f"not an accepted.json of version {ACCEPTED_VERSION}")
         try:

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from limetaskd.core.documents import loads
+
 HEADER = "__quarantine"
 ENTRY_VERSION = 1
 _SUFFIX = ".quarantine"
@@ -37,7 +39,7 @@ class Entry:
     @classmethod
     def from_json(cls, text: str) -> Entry:
         """Raises ValueError for another version or a damaged document."""
-        document = json.loads(text)
+        document = loads(text)
         if not isinstance(document, dict) or document.pop("version", None) != ENTRY_VERSION:
             raise ValueError(f"not an entry of quarantine of version {ENTRY_VERSION}")
         try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from limetaskd.core.documents import loads
+
 REVOKED_VERSION = 1
 LIFE_S = 7 * 86400
 MOST = 10_000
@@ -30,13 +32,16 @@ def to_json(known: dict[str, float]) -> str:
 
 def from_json(text: str) -> dict[str, float]:
     """Raises ValueError for another version or a damaged document."""
-    document = json.loads(text)
+    document = loads(text)
     if not isinstance(document, dict) or document.get("version") != REVOKED_VERSION:
         raise ValueError(f"not a revoked.json of version {REVOKED_VERSION}")
     tasks = document.get("tasks")
     if not isinstance(tasks, dict):
         raise ValueError("damaged revoked.json")
-    return {str(key): float(at) for key, at in tasks.items()}
+    try:
+        return {str(key): float(at) for key, at in tasks.items()}
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"damaged revoked.json: {error}") from error
 
 
 def read(state_dir: str | None) -> dict[str, float]:

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from limetaskd.core.board import process_start_ticks, process_state
 from limetaskd.core.channel import Phase
@@ -31,8 +32,9 @@ class Health:
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        self._idle_since: dict[int, tuple[float, int | None]] = {}
-        self._suspected: dict[int, float] = {}  # when it was last heard at the first suspicion
+        self._idle_since: WeakKeyDictionary[Incarnation, tuple[float, int | None]] = WeakKeyDictionary()
+        # When it was last heard at the first suspicion.
+        self._suspected: WeakKeyDictionary[Incarnation, float] = WeakKeyDictionary()
 
     def ailment(self, unit: Unit, incarnation: Incarnation, now: float) -> str | None:
         """What is wrong with it, in words; None: nothing."""
@@ -57,21 +59,20 @@ class Health:
             )
         )
         if found is None or incarnation.hung():
-            self._suspected.pop(id(incarnation), None)
+            self._suspected.pop(incarnation, None)
             return found
         # The scoreboard is of now and the report of some seconds ago: a task that ended in between makes a loop look
         # old. The next report tells.
-        return found if incarnation.heard > self._suspected.setdefault(id(incarnation), incarnation.heard) else None
+        return found if incarnation.heard > self._suspected.setdefault(incarnation, incarnation.heard) else None
 
     def _deaf_s(self, unit: Unit, incarnation: Incarnation, now: float) -> float:
         """How long it has been idle, without any progress, while a queue that it consumes had messages."""
         report = incarnation.report
-        key = id(incarnation)
         if report is None or report.phase != Phase.CONSUMING or report.active or report.reserved:
-            self._idle_since.pop(key, None)
+            self._idle_since.pop(incarnation, None)
             return 0.0
         if now - self._daemon.figures_at > FIGURES_S:
-            self._idle_since.pop(key, None)  # the agent is silent: what it last saw proves nothing
+            self._idle_since.pop(incarnation, None)  # the agent is silent: what it last saw proves nothing
             return 0.0
         figures = self._daemon.broker_figures
         up = bool((figures.get("broker") or {}).get("up"))
@@ -79,12 +80,12 @@ class Health:
             figure.get("depth") and figure.get("name") in report.queues for figure in figures.get("queues", [])
         )
         done = report.data.get("accepted")
-        known = self._idle_since.get(key)
+        known = self._idle_since.get(incarnation)
         if not waiting or unit.current is not incarnation:
-            self._idle_since.pop(key, None)
+            self._idle_since.pop(incarnation, None)
             return 0.0
         if known is None or known[1] != done:
-            self._idle_since[key] = (now, done)
+            self._idle_since[incarnation] = (now, done)
             return 0.0
         return now - known[0]
 

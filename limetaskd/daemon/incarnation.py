@@ -53,7 +53,7 @@ class Launch:
 EXEC, FORK, ADOPTED = "exec", "fork", "adopted"
 
 
-@dataclass
+@dataclass(eq=False)  # each is only itself
 class Incarnation:
     """A process with its identity, its last report and its scoreboard."""
 

@@ -24,6 +24,7 @@ from typing import Any
 from inotify_simple import INotify
 from inotify_simple import flags as inotify_flags
 
+from limetaskd.core.documents import loads
 from limetaskd.core.jsonlog import JsonFormatter, as_text, cut, timestamp
 from limetaskd.core.redact import redact_text
 from limetaskd.plan.model import LoggingPlan
@@ -315,7 +316,7 @@ class LogPump:
         begin = text.find(_RECORD)
         if begin >= 0:
             try:
-                document = json.loads(text[begin:])
+                document = loads(text[begin:])
             except ValueError:
                 document = None
             if isinstance(document, dict):

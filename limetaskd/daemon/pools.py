@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
+from limetaskd.core.documents import loads
 from limetaskd.errors import CommandError
 from limetaskd.plan.model import Plan, PoolPlan
 
@@ -98,7 +99,7 @@ class Scales:
     @classmethod
     def from_json(cls, text: str) -> Scales:
         """Raises ValueError for another version or a damaged document."""
-        document = json.loads(text)
+        document = loads(text)
         if not isinstance(document, dict) or document.get("version") != SCALE_VERSION:
             raise ValueError(f"not a scale.json of version {SCALE_VERSION}")
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limetaskd.core.board import Running
+from limetaskd.core.documents import loads
 from limetaskd.core.jsonlog import timestamp
 from limetaskd.core.redact import redact_text
 from limetaskd.daemon import files
@@ -159,7 +160,7 @@ def read(state_dir: str, name: str) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         try:
-            item = json.loads(line)
+            item = loads(line)
         except ValueError:
             continue
         if isinstance(item, dict):

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from limetaskd.core.channel import Phase
+from limetaskd.core.documents import loads
 from limetaskd.core.routing import find_queue
 from limetaskd.core.settings import Queue, Settings
 from limetaskd.daemon import departing as departure
@@ -243,7 +244,7 @@ class Steering:
         try:
             text = await asyncio.to_thread(files.read, path)
             if text is not None:
-                self._take(json.loads(text))
+                self._take(loads(text))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             aside = await asyncio.to_thread(files.set_aside, path)
             log.error("%s: %s; set aside as %s: no queue is paused", path, error, aside)

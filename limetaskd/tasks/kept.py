@@ -88,7 +88,10 @@ class Kept:
     @classmethod
     def from_json(cls, text: str) -> Kept:
         """Raises ValueError for another version or a damaged document."""
-        document = json.loads(text)
+        try:
+            document = json.loads(text)
+        except RecursionError as error:
+            raise ValueError("nested too deeply") from error
         if not isinstance(document, dict) or document.pop("version", None) != KEPT_VERSION:
             raise ValueError(f"not a kept message of version {KEPT_VERSION}")
         try:

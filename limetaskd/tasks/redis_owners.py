@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from limetaskd.core.board import process_start_ticks
+from limetaskd.core.documents import loads
 from limetaskd.tasks.redis_scripts import FORGET, RESTORE, SEPARATOR, TOUCH
 
 NEIGHBOUR_S = 60.0
@@ -96,7 +97,7 @@ def wake_key(list_key: str, separator: str = SEPARATOR) -> str:
 def _redelivered(payload: bytes) -> bytes:
     """The payload with the marks that kombu sets; one that is not a message goes back as it is."""
     try:
-        message = json.loads(payload)
+        message = loads(payload)
         message["headers"]["redelivered"] = True
         message["properties"]["delivery_info"]["redelivered"] = True
     except (ValueError, KeyError, TypeError):

@@ -164,7 +164,7 @@ class Runtime:
         elif command.command == "configure":
             self._configure(command)
         elif command.command == "revoke":
-            self.revoked[str(command.params.get("id"))] = time.time()
+            self.revoked = revoked.add(self.revoked, str(command.params.get("id")), time.time())
             self.reply(command)
         else:
             self.inbox.append(command)

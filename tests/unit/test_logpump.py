@@ -89,6 +89,13 @@ def test_a_record_behind_something_printed_is_still_a_record(pumped: Pumped) -> 
     ]  # fmt: skip
 
 
+def test_nothing_that_a_task_prints_ends_the_pump(pumped: Pumped) -> None:
+    pumped.start()
+    deep = '{"@timestamp": ' + "[" * 100_000
+    append(pumped.logs / "asap:0.log", deep + "\n" + line("after"))
+    wait_until(lambda: pumped.messages() == [deep, "after"])
+
+
 def test_the_next_pump_goes_on_where_the_last_one_stopped(pumped: Pumped) -> None:
     path = pumped.logs / "asap:0.log"
     pumped.start()
@@ -162,6 +169,9 @@ def pump_until(pumped: Pumped, expected: list[str], **options: Any) -> None:
     try:
         wait_until(lambda: pumped.out.exists() and pumped.messages() == expected)
         wait_until(lambda: not (pumped.logs / "asap:0.log").exists() or "max_size_bytes" not in options)
+        # How far it came is saved right after.
+        sizes = {str(path.stat().st_size) for path in pumped.logs.glob("asap:0.log*")}
+        wait_until(lambda: sizes <= set((pumped.logs / ".asap:0.offset").read_text().split()))
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
