@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import time
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from limetaskd.core.board import process_start_ticks, process_state
+from limetaskd.core.board import process_state
 from limetaskd.core.channel import Phase
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.incarnation import Incarnation
+from limetaskd.daemon.spawner import find
 from limetaskd.daemon.unit import Unit
 from limetaskd.policy.health import Signs, ailment
 
@@ -100,17 +99,15 @@ async def dump(daemon: Daemon, unit: Unit, incarnation: Incarnation) -> str | No
     path = Path(daemon.paths.log(unit.name))
     before = _size(path)
     slots = incarnation.board.read() if incarnation.board is not None else []
-    # The slot of a child that crashed names it for long: its pid may be somebody else's by now.
-    children = [
-        slot.pid
-        for slot in slots
-        if slot.running is not None and process_start_ticks(slot.pid) == slot.start_ticks
-    ]
-    pids = dict.fromkeys([incarnation.pid, *children])
-    asked = [pid for pid in pids if process_state(pid) not in "TZX"]
-    for pid in asked:
-        with contextlib.suppress(OSError):
-            os.kill(pid, DUMP_SIGNAL)
+    asked = process_state(incarnation.pid) not in "TZX" and incarnation.ref.signal(DUMP_SIGNAL)
+    for slot in slots:
+        if slot.running is None or slot.pid == incarnation.pid or process_state(slot.pid) in "TZX":
+            continue
+        # The slot of a child that crashed names it for long: its pid may be somebody else's by now.
+        child = find(slot.pid, slot.start_ticks)
+        if child is not None:
+            asked = child.signal(DUMP_SIGNAL) or asked
+            child.close()
     deadline = time.monotonic() + DUMP_S
     size = before
     while asked and time.monotonic() < deadline:

@@ -17,6 +17,7 @@ from celery.concurrency.thread import TaskPool as CeleryThreads
 from celery.worker.control import Panel
 
 from limetaskd.core.memory import private_bytes
+from limetaskd.tasks.conf import is_redis
 from limetaskd.worker import logs, pools, request
 from limetaskd.worker.consumer import Consumer
 from limetaskd.worker.endings import Endings
@@ -109,8 +110,10 @@ class Worker(CeleryWorker):  # type: ignore[misc]
 
     def on_start(self) -> None:
         super().on_start()
-        # As Celery's own banner does: pool children have the result store's client then, and need not make it each.
-        _ = self.app.backend
+        # Pool children have the client of the result store then, which opens no connection yet, and need not make it
+        # each. Others may connect as they are made (SQLAlchemy's does): in the children, as Celery does it.
+        if is_redis(self.app.conf.result_backend):
+            _ = self.app.backend
         # What is loaded now is shared by the pool children, and stays shared.
         gc.collect()
         gc.freeze()
