@@ -8,7 +8,7 @@ import logging
 import resource
 from typing import TYPE_CHECKING, Any
 
-from limetaskd.daemon import files
+from limetaskd.daemon import engine, files
 from limetaskd.daemon.slots import have_slots, set_slots, wanted_slots
 from limetaskd.errors import CommandError
 
@@ -53,21 +53,34 @@ async def scale(daemon: Daemon, wanted: dict[str, int | None], workers: bool, pe
                     leave(await resize(daemon, daemon.pool(name)))
             raise
         await asyncio.to_thread(files.write_atomically, daemon.paths.scale, daemon.scales.to_json())
+        for name in wanted:
+            pool = daemon.pool(name)
+            daemon.events.emit("pool_scaled", pool=name, concurrency=pool.concurrency, workers=pool.workers)
     # Not under the lock: a task may take hours, and meanwhile another change may be wanted.
     await gone(going)
     changed = []
     for name in wanted:
         pool = daemon.pool(name)
-        daemon.events.emit("pool_scaled", pool=name, concurrency=pool.concurrency, workers=pool.workers)
         changed.append(
             {
                 "name": name,
                 "action": f"{pool.concurrency} slots in {pool.workers} worker process"
                 + ("es" if pool.workers != 1 else ""),
-                "state": "RUNNING" if all(unit.ready for unit in daemon.pool_units(name)) else "STARTING",
+                "state": _state_of(daemon.pool_units(name)),
             }
         )
     return changed
+
+
+def _state_of(units: list[Unit]) -> str:
+    if _stopped(units):
+        return "STOPPED"
+    return "RUNNING" if all(unit.ready for unit in units) else "STARTING"
+
+
+def _stopped(units: list[Unit]) -> bool:
+    """Whether an operator has stopped the whole pool: what is added to it stays stopped, too."""
+    return bool(units) and all(unit.state in {engine.STOPPED, engine.STOPPING} for unit in units)
 
 
 async def resize(daemon: Daemon, pool: PoolPlan) -> list[asyncio.Task[Any]]:
@@ -77,11 +90,13 @@ async def resize(daemon: Daemon, pool: PoolPlan) -> list[asyncio.Task[Any]]:
     """
     present = daemon.pool_units(pool.name)
     known = {unit.name for unit in present}
+    stopped = _stopped(present)
     for index in range(pool.workers):
         if f"{pool.name}:{index}" not in known:
             unit = daemon.add_worker(pool.name, index)
-            unit.start()
-            await unit.started()
+            if not stopped:
+                unit.start()
+                await unit.started()
     surplus = [unit for unit in present if int(unit.name.rsplit(":", 1)[1]) >= pool.workers]
     kept = [unit for unit in daemon.pool_units(pool.name) if unit not in surplus]
     shrinking = [unit for unit in kept if _shrinks(unit, pool)]

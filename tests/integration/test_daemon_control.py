@@ -192,6 +192,15 @@ def test_malformed_frames_get_errors_and_disturb_nobody(daemon: Daemon) -> None:
         context.term()
 
 
+def test_what_is_added_to_a_pool_that_an_operator_has_stopped_stays_stopped(daemon: Daemon) -> None:
+    daemon.ctl("stop", "asap")
+    assert daemon.ctl("scale", "--workers", "asap=2")["changed"][0]["state"] == "STOPPED"
+    assert [daemon.worker(f"asap:{number}")["state"] for number in range(2)] == ["STOPPED", "STOPPED"]
+    daemon.ctl("start", "asap")
+    assert [daemon.worker(f"asap:{number}")["ready"] for number in range(2)] == [True, True]
+    daemon.ctl("scale", "--workers", "asap=default")
+
+
 def test_the_stock_supervisorctl_drives_the_same_processes(daemon: Daemon) -> None:
     config = daemon.folder / "supervisorctl.conf"
     config.write_text(f"[supervisorctl]\nserverurl=unix://{daemon.runtime_dir}/supervisor.sock\n")
