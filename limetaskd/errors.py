@@ -40,5 +40,9 @@ class CommandError(LimetaskError):
     """An operator's command is refused or failed; the message is shown to the operator."""
 
 
+class NoAnswerError(CommandError):
+    """A process may have received a command and did not answer: it may carry it out all the same."""
+
+
 class AlreadyRunningError(LimetaskError):
     """Another limetaskd already runs on this runtime_dir."""

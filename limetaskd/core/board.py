@@ -147,7 +147,10 @@ class Board:
 
     @classmethod
     def create(cls, path: str | None, slots: int) -> Board:
-        """Make a scoreboard with room for `slots`; `path` None: anonymous memory, shared with forked children."""
+        """Make a scoreboard with room for `slots`; `path` None: anonymous memory, shared with forked children.
+
+        Raises OSError.
+        """
         size = _HEADER.size + slots * SLOT_BYTES
         header = _HEADER.pack(_MAGIC, BOARD_VERSION, slots)
         if path is None:
@@ -156,9 +159,13 @@ class Board:
             return cls(memory)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(descriptor, size)
+            # All of it now: on a file system without space, the first look at a hole would end its reader (SIGBUS).
+            os.posix_fallocate(descriptor, 0, size)
             os.pwrite(descriptor, header, 0)
             return cls(mmap.mmap(descriptor, size), path)
+        except OSError:
+            os.unlink(path)  # noqa: PTH108
+            raise
         finally:
             os.close(descriptor)
 

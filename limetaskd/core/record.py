@@ -1,7 +1,7 @@
 """Who a process is, written by itself as its first act: how the next daemon finds what a dead one left behind.
 
-`<runtime_dir>/processes/<name>.<generation>.json`. The process writes it, so there is no gap between its birth and its
-record; the daemon removes it after its death.
+`<runtime_dir>/processes/<name>.<generation>.json`. The process writes it, so that it has one even if its daemon dies
+while it starts; the daemon removes it after its death.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limetaskd.core.board import process_start_ticks
+from limetaskd.core.documents import loads
 from limetaskd.core.spec import ProcessSpec
 
 RECORD_VERSION = 1
+_MOST_PID = 2**22  # of the kernel
+_LONGEST_S = 1e9
 
 
 @dataclass(frozen=True)
 class ProcessRecord:
-    """One process: `pid` with `start_ticks` names it for ever."""
+    """One process: `pid` with `start_ticks` names it, as long as this host is up."""
 
     name: str
     kind: str
@@ -39,7 +42,7 @@ class ProcessRecord:
     @classmethod
     def from_json(cls, text: str) -> ProcessRecord:
         """Raises ValueError for another version or a damaged document."""
-        document = json.loads(text)
+        document = loads(text)
         if not isinstance(document, dict) or document.pop("version", None) != RECORD_VERSION:
             raise ValueError(f"not a process record of version {RECORD_VERSION}")
         try:
@@ -48,8 +51,13 @@ class ProcessRecord:
             raise ValueError(f"damaged process record: {error}") from error
         numbers = (record.generation, record.pid, record.start_ticks, record.concurrency)
         texts = (record.name, record.kind, record.fingerprint, record.log, record.board or "")
-        if not all(isinstance(number, int) for number in numbers) or not all(isinstance(text, str) for text in texts):
+        if not all(type(number) is int for number in numbers) or not all(isinstance(text, str) for text in texts):
             raise ValueError("damaged process record: a value of the wrong type")
+        timeout_s = record.shutdown_timeout_s
+        if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 <= timeout_s <= _LONGEST_S:
+            raise ValueError(f"damaged process record: shutdown_timeout_s is {timeout_s!r}")
+        if min(numbers) < 0 or not 0 < record.pid <= _MOST_PID:
+            raise ValueError("damaged process record: a number out of range")
         return record
 
 
@@ -72,5 +80,9 @@ def write_own_record(spec: ProcessSpec) -> None:
     )
     path = Path(spec.record)
     temporary = path.with_name(f"{path.name}.{pid}")
-    temporary.write_text(record.to_json())
-    temporary.rename(path)
+    try:
+        temporary.write_text(record.to_json())
+        temporary.rename(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -18,7 +18,7 @@ SPEC_VARIABLE = "LIMETASKD_SPEC"
 class ProcessSpec:
     """One process. Queue names are the configured ones; times in seconds."""
 
-    kind: str  # "worker" | "beat" | "agent"
+    kind: str  # "worker" | "beat" | "agent" | "image"
     name: str  # "asap:0", "scheduled:beat", "limetaskd:agent"
     pool: str
     generation: int  # counts the processes that have carried this name, from 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from limetaskd.core.channel import MAX_BYTES, Command, Event, Reply, State, decode, encode
-from limetaskd.errors import ChannelError, CommandError
+from limetaskd.errors import ChannelError, CommandError, NoAnswerError
 
 log = logging.getLogger("limetaskd.channel")
 
@@ -28,24 +28,27 @@ class Connection:
         self.peer_pid: int = struct.unpack("3i", credentials)[0]
         self.state: State | None = None
         self._numbers = itertools.count(1)
+        self._sending = asyncio.Lock()
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def call(self, command: str, params: dict[str, Any], timeout_s: float | None) -> dict[str, Any]:
         """Send a command and wait for its reply.
 
-        Raises CommandError when it fails or the process goes away, ChannelError when it is too large.
+        Raises CommandError when it is refused, NoAnswerError when nobody knows, ChannelError when it is too large.
         """
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         try:
-            await asyncio.get_running_loop().sock_sendall(self._sock, encode(Command(number, command, params)))
             async with asyncio.timeout(timeout_s):
+                async with self._sending:  # asyncio knows one writer of a socket
+                    packet = encode(Command(number, command, params))
+                    await asyncio.get_running_loop().sock_sendall(self._sock, packet)
                 return await future
         except TimeoutError as error:
-            raise CommandError(f"{command}: no answer within {timeout_s:g} s") from error
+            raise NoAnswerError(f"{command}: no answer within {timeout_s:g} s") from error
         except OSError as error:
-            raise CommandError(f"{command}: the process cannot be told ({error.strerror})") from error
+            raise NoAnswerError(f"{command}: the process cannot be told ({error.strerror})") from error
         finally:
             self._waiting.pop(number, None)
 
@@ -62,7 +65,7 @@ class Connection:
         self._sock.close()
         for future in self._waiting.values():
             if not future.done():
-                future.set_exception(CommandError("the process went away before it answered"))
+                future.set_exception(NoAnswerError("the process went away before it answered"))
 
 
 class ChannelServer:
@@ -81,9 +84,17 @@ class ChannelServer:
         self._on_close = on_close
         self._tasks: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Bind and accept. The lock on runtime_dir says that a socket file left here belongs to nobody."""
+        """Bind and accept, anew if somebody has removed the socket.
+
+        The lock on runtime_dir says that a socket file left here belongs to nobody.
+        """
+        if self._accepting is not None:
+            self._accepting.cancel()
+        if self._listener is not None:
+            self._listener.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
@@ -94,12 +105,13 @@ class ChannelServer:
             os.umask(old)
         listener.listen(512)
         self._listener = listener
-        self._spawn(self._accept(listener))
+        self._accepting = self._spawn(self._accept(listener))
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -207,6 +207,18 @@ class Daemon:
             await other.stopped()
         unit.start()
 
+    async def make_runtime_dir_again(self) -> None:
+        """Somebody has emptied it: what new processes need is there again; the control socket is not."""
+        log.error(
+            "%s was emptied: made anew for new processes. Those that run are not found by the next daemon, and "
+            "limetaskctl finds no socket: restart limetaskd when you can",
+            self.paths.runtime_dir, extra={"action": "runtime_dir_emptied"},
+        )  # fmt: skip
+        await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes, self.paths.logs)
+        self.channel.start()
+        await self.write_settings()
+        await self.write_accepted()
+
     async def write_settings(self) -> None:
         """What workers read when they start: the settings (secret)."""
         text = self.steering.settings().to_json()

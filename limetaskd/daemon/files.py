@@ -17,13 +17,17 @@ def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{next(_numbers)}.new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        os.fchmod(descriptor, mode)
-        data = memoryview(text.encode())
-        while data:
-            data = data[os.write(descriptor, data) :]
-    finally:
-        os.close(descriptor)
-    temporary.rename(target)
+        try:
+            os.fchmod(descriptor, mode)
+            data = memoryview(text.encode())
+            while data:
+                data = data[os.write(descriptor, data) :]
+        finally:
+            os.close(descriptor)
+        temporary.rename(target)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk is not to be filled by tries
+        raise
 
 
 def remove(path: str) -> None:
@@ -35,6 +39,10 @@ def remove(path: str) -> None:
 def make_folders(*paths: str, mode: int = 0o750) -> None:
     for path in paths:
         Path(path).mkdir(mode=mode, parents=True, exist_ok=True)
+
+
+def exists(path: str) -> bool:
+    return Path(path).exists()
 
 
 def read(path: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from limetaskd.core.board import Board, process_start_ticks
 from limetaskd.core.channel import State
-from limetaskd.daemon import engine, rolling
+from limetaskd.daemon import engine, files, rolling
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.incarnation import (
     ADOPTED,
@@ -26,9 +26,9 @@ from limetaskd.daemon.incarnation import (
     launch_environment,
 )
 from limetaskd.daemon.launch import IMAGE
-from limetaskd.daemon.spawner import ProcessRef, find, forked, reap_strangers, spawn
+from limetaskd.daemon.spawner import ProcessRef, find, held, reap_strangers, spawn
 from limetaskd.daemon.unit import Unit
-from limetaskd.errors import LimetaskError
+from limetaskd.errors import CommandError, LimetaskError, NoAnswerError
 
 if TYPE_CHECKING:
     from limetaskd.daemon.daemon import Daemon
@@ -52,6 +52,7 @@ class Nursery:
         self._knows_all = False
         # The code of now made no image: the one that there is serves those that run, not those that want that code.
         self._image_is_old = False
+        self._late_image: Incarnation | None = None
 
     def knows_all(self) -> None:
         """What a daemon before us left behind has been taken over: who is unknown from now on is a stranger."""
@@ -106,21 +107,32 @@ class Nursery:
             image.exchange()
 
     async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation:
-        """Start a process: forked from the image where there is one, else by exec. Raises OSError."""
+        """Start a process: forked from the image where there is one, else by exec. Raises OSError, CommandError."""
+        if not self._daemon.stopping and not files.exists(self._daemon.paths.settings):
+            await self._daemon.make_runtime_dir_again()
         board = None
         if launch.board_path is not None:
             board = Board.create(launch.board_path, launch.board_slots)
             board.patience_s = BOARD_PATIENCE_S
-        ref = await self._fork(unit, launch) if launch.forkable else None
-        origin = EXEC if ref is None else FORK
-        if ref is None:
-            # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
-            protected = unit.kind == "broker"
-            ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path, protected=protected)
+        try:
+            ref = await self._fork(unit, launch) if launch.forkable else None
+            origin = EXEC if ref is None else FORK
+            if ref is None:
+                # The embedded broker shares the daemon's protection from the OOM killer: it holds everybody's tasks.
+                protected = unit.kind == "broker"
+                ref = spawn(launch.argv, launch_environment(launch.env), launch.log_path, protected=protected)
+        except (OSError, LimetaskError):
+            if board is not None and launch.board_path is not None:
+                board.close()
+                files.remove(launch.board_path)
+            raise
         return self._incarnation(unit, launch, generation, ref, board, origin)
 
     async def _fork(self, unit: Unit, launch: Launch) -> ProcessRef | None:
-        """Let the image fork it; None when there is no image that can, with the reason in the log."""
+        """Let the image fork it; None when there is no image that can, with the reason in the log.
+
+        Raises OSError, and NoAnswerError when the image may have forked it all the same.
+        """
         image = self._daemon.units.get(IMAGE)
         if image is None or launch.spec is None:
             return None
@@ -130,11 +142,15 @@ class Nursery:
                 extra={"action": "exec_without_image", "worker": unit.name},
             )  # fmt: skip
             return None
-        deadline = time.monotonic() + IMAGE_PATIENCE_S
+        # One that was waited for in vain is not waited for again: it is used when it is there after all.
+        patience_s = 0.0 if image.current is not None and image.current is self._late_image else IMAGE_PATIENCE_S
+        deadline = time.monotonic() + patience_s
         while image.state in {engine.STARTING, engine.STOPPING} and time.monotonic() < deadline:
             if self._daemon.stopping or unit.state == engine.STOPPING:
                 raise OSError(errno.ECANCELED, "stopped meanwhile")
             await image.changed(0.5)
+        if image.state == engine.STARTING:
+            self._late_image = image.current
         if not image.ready or image.current is None or image.current.connection is None:
             log.warning(
                 "%s is started by exec: the image %s", unit.name, image.reason or f"is {image.state_name}",
@@ -147,15 +163,23 @@ class Nursery:
             reply = await image.current.connection.call(
                 "fork", {"spec": launch.spec.to_json(), "nice": launch.nice}, FORK_TIMEOUT_S
             )
-            return forked(int(reply["pid"]))
-        except (LimetaskError, OSError) as error:
-            log.warning("%s is started by exec: the image could not fork it: %s", unit.name, error)
-            # It must not fork this one later, beside the one that is started now.
+            return held(int(reply["pid"]))
+        except NoAnswerError:
+            # Nobody knows whether it lives: this generation is never used again. If it does live, it is a stranger.
+            log.error("%s: the image does not answer: it is replaced", unit.name, extra={"action": "image_hangs"})
             await source.kill()
+            raise
+        except CommandError as error:
+            log.warning("%s is started by exec: the image could not fork it: %s", unit.name, error)
             return None
         finally:
-            self._forking -= 1
-            self.reap_strangers()
+            # Once the unit knows its new process: until then it would be a stranger, too.
+            asyncio.get_running_loop().call_soon(self._forked)
+
+    def _forked(self) -> None:
+        self._forking -= 1
+        self.reap_strangers()
+        self._dismiss_strangers()
 
     def reap_strangers(self) -> None:
         """SIGCHLD: as a subreaper we get what killed workers leave behind."""

@@ -1,7 +1,7 @@
 """How a process comes into being, and its one identity: (pid, start time, pidfd).
 
-Today by exec, or found alive after the death of its daemon; later by a fork from a preloaded image. The states above
-do not know the difference. A pidfd never names another process after the pid is used again, and it tells a death to
+By exec, by a fork from the image, or found alive after the death of its daemon. The states above do not know the
+difference. A pidfd never names another process after the pid is used again, and it tells a death to
 the loop at once, without polling and without `waitpid(-1)`.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from limetaskd.core.board import process_start_ticks
+from limetaskd.core.board import process_start_ticks, process_state
 
 log = logging.getLogger("limetaskd.spawner")
 
@@ -105,24 +105,27 @@ def spawn(
     No pipe ties the process to us: it writes on when we are gone. `protected` False: a protection of ours from the
     kernel's OOM killer (OOMScoreAdjust= of the unit) is not for it. Raises OSError when it cannot be started.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    pid = os.posix_spawnp(
-        argv[0],
-        list(argv),
-        dict(environ),
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, log_path, flags, 0o640),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
-        setsigmask=[],
-        setsigdef=[signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1],
-    )
+    # Opened here, so that an error names the log and not the program.
+    output = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        pid = os.posix_spawnp(
+            argv[0],
+            list(argv),
+            dict(environ),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+            setsid=True,
+            setsigmask=[],
+            setsigdef=[signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1],
+        )
+    finally:
+        os.close(output)
     if not protected:
         expose_to_oom_killer(Path(f"/proc/{pid}/oom_score_adj"))
-    pidfd = os.pidfd_open(pid)  # our own unreaped child: the pid cannot have been used again
-    return ProcessRef(pid, process_start_ticks(pid) or 0, pidfd, child=True)
+    return held(pid)
 
 
 def expose_to_oom_killer(path: Path) -> None:
@@ -159,20 +162,31 @@ def reap_strangers(known: set[int]) -> None:
             os.waitpid(dead.si_pid, os.WNOHANG)
 
 
-def forked(pid: int) -> ProcessRef:
-    """A process that an image forked and that is our child by now. Raises OSError when it is gone already."""
-    pidfd = os.pidfd_open(pid)  # an unreaped child: its pid cannot have been used again
+def held(pid: int) -> ProcessRef:
+    """Our own unreaped child: its pid cannot have been used again.
+
+    Raises OSError, without descriptors above all; then it does not live on unknown.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)  # collected by `reap_strangers`
+        raise
     return ProcessRef(pid, process_start_ticks(pid) or 0, pidfd, child=True)
 
 
 def find(pid: int, start_ticks: int) -> ProcessRef | None:
-    """The living process with this identity; None when it is gone. It may be our child: `exec` keeps children."""
+    """The living process with this identity; None when it is gone, or dead and not collected by its parent.
+
+    It may be our child: `exec` keeps children.
+    """
     try:
         pidfd = os.pidfd_open(pid)
     except OSError:
         return None
     # Compared after the pidfd is held: from here on the pid cannot change hands unnoticed.
-    if process_start_ticks(pid) != start_ticks:
+    if process_start_ticks(pid) != start_ticks or process_state(pid) in "ZX":
         os.close(pidfd)
         return None
     return ProcessRef(pid, start_ticks, pidfd, child=_parent(pid) == os.getpid())

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from limetaskd.core.documents import loads
 from limetaskd.daemon.pools import Scale
 
 MEMORY_VERSION = 1
@@ -37,7 +38,7 @@ class Memory:
     @classmethod
     def from_json(cls, text: str) -> Memory:
         """Raises ValueError for another version or a damaged document."""
-        document = json.loads(text)
+        document = loads(text)
         if not isinstance(document, dict) or document.get("version") != MEMORY_VERSION:
             raise ValueError(f"not a memory.json of version {MEMORY_VERSION}")
         try:
@@ -48,7 +49,7 @@ class Memory:
             scales = {str(name): Scale.checked(scale) for name, scale in document["scales"].items()}
             automatic = {str(name): int(slots) for name, slots in document.get("automatic", {}).items()}
             return cls(str(document["boot_id"]), int(document["generation"]), units, scales, automatic)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"damaged memory.json: {error}") from error
 
 

@@ -56,7 +56,7 @@ class Unit:
 
     def __init__(self, name: str, kind: str, host: Host, log_path: str, launch: Callable[[int], Launch]) -> None:
         self.name = name
-        self.kind = kind  # "worker" | "beat" | "agent" | "broker"
+        self.kind = kind  # "worker" | "beat" | "agent" | "image" | "broker"
         self.launch = launch
         self.current: Incarnation | None = None
         self.successor: Incarnation | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +34,25 @@ def make(make_daemon: MakeDaemon, broker: str, backend: str, **limetaskd: object
     daemon = make_daemon(configuration(broker, backend, **limetaskd))
     daemon.module("crmtasks", SOURCE)
     return daemon
+
+
+def test_a_runtime_dir_that_somebody_has_emptied_is_made_again(
+    amqp_url: str, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    daemon = make(make_daemon, amqp_url, redis_url).start()
+    daemon.wait_running()
+    workers = {name: daemon.worker(name)["pid"] for name in ("asap:0", "background:0")}
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
+        shutil.rmtree(daemon.runtime_dir)
+        os.kill(workers["asap:0"], signal.SIGKILL)
+        assert sender.result(sender.send("crm.add", 3, 4, qos="asap")) == 7
+        assert sender.result(sender.send("crm.add", 5, 6, qos="background")) == 11
+    assert any(record.get("action") == "runtime_dir_emptied" for record in daemon.logs())
+    assert workers["background:0"] in [process.pid for process in daemon.named("background:0")]
+    assert (daemon.runtime_dir / "processes" / "asap:0.2.json").exists()
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
 
 
 def test_killed_workers_are_replaced_and_no_task_is_lost(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import json
 import os
 import signal
 import threading
@@ -142,8 +143,10 @@ def test_a_process_whose_record_was_damaged_is_found_by_its_reports(daemon: Daem
     worker = daemon.worker("asap:0")["pid"]
     daemon.kill()
     for record in (daemon.runtime_dir / "processes").glob("*.json"):
-        if record.name.startswith(("default:beat", "asap:0")):
+        if record.name.startswith("default:beat"):
             record.write_text("{")
+        elif record.name.startswith("asap:0"):
+            record.write_text(json.dumps(json.loads(record.read_text()) | {"shutdown_timeout_s": None}))
     daemon.start()
     wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
     wait_until(lambda: gone(old) and gone(worker), 60)

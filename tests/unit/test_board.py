@@ -21,6 +21,16 @@ from limetaskd.core.board import (
 )
 
 
+def test_a_new_board_has_all_its_memory(tmp_path: Path) -> None:
+    """A hole would be filled at the first look at it; without space that ends the process that looks."""
+    board = Board.create(str(tmp_path / "board"), 256)
+    status = (tmp_path / "board").stat()
+    assert status.st_blocks * 512 >= status.st_size
+    assert board.slots == 256
+    with pytest.raises(FileNotFoundError):
+        Board.create(str(tmp_path / "gone" / "board"), 4)
+
+
 def test_a_slot_tells_what_runs_and_counts(tmp_path: Path) -> None:
     board = Board.create(str(tmp_path / "board"), 4)
     writer = board.claim()

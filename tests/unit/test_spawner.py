@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from limetaskd.core.board import process_start_ticks
-from limetaskd.daemon.spawner import ProcessRef, find, forked, reap_strangers, spawn
+from limetaskd.daemon.spawner import ProcessRef, find, held, reap_strangers, spawn
 from tests.support.waiting import wait_until
 
 
@@ -35,6 +36,42 @@ def test_a_spawned_process_has_its_own_session_and_writes_to_its_log(tmp_path: P
 def test_a_program_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         spawn(["/nonexistent/program"], {}, str(tmp_path / "log"))
+
+
+def test_a_log_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    log = str(tmp_path / "gone" / "log")
+    with pytest.raises(FileNotFoundError) as caught:
+        spawn([sys.executable, "-c", ""], dict(os.environ), log)
+    assert caught.value.filename == log
+
+
+def test_a_child_that_cannot_be_held_does_not_live_on() -> None:
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+        os._exit(0)
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            held(child)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_dead_process_that_nobody_has_collected_is_not_found() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    ticks = process_start_ticks(child)
+    assert ticks is not None
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert process_start_ticks(child) == ticks
+    assert find(child, ticks) is None
+    os.waitpid(child, 0)
 
 
 def test_a_pid_that_was_used_again_is_another_process(tmp_path: Path) -> None:
@@ -86,7 +123,7 @@ def test_strangers_are_reaped_and_ours_are_left_for_their_owner() -> None:
     ours = os.fork()
     if ours == 0:
         os._exit(5)
-    ref = forked(ours)
+    ref = held(ours)
     wait_dead(ref)
     reap_strangers({ours})
     assert str(ref.reap()) == "exit status 5"
