@@ -1,6 +1,6 @@
 """What one supervised worker or schedule process is told at its birth (pure data, no secrets).
 
-The daemon passes it as JSON in the environment variable `SPEC_VARIABLE`; an image process will pass the same
+The daemon passes it as JSON in the environment variable `SPEC_VARIABLE`; an image passes the same
 document to what it forks. Secrets are in the settings file only (mode 0600).
 """
 
