@@ -199,6 +199,47 @@ def test_the_app_that_task_modules_have_seen_is_that_of_workers_and_schedule(
     assert origins(daemon) == {"fork" if preload else "exec"}
 
 
+CONFIGURES_THE_APP = """
+    from celery import current_app
+    from limetaskd import task
+
+    APP = current_app._get_current_object()
+    APP.conf.result_expires = 60
+    APP.conf.task_acks_late = False
+    APP.conf.worker_prefetch_multiplier = 4
+
+    @task(name="probe.conf")
+    def conf():
+        said = APP.conf.result_expires, APP.conf.task_acks_late, APP.conf.worker_prefetch_multiplier
+        return [*said, APP.conf.task_time_limit, APP.conf.worker_proc_alive_timeout, conf.acks_late, conf.time_limit]
+
+    @task(name="probe.configured")
+    def configured(): ...
+
+    @task(name="probe.added")
+    def added(): ...
+
+    @APP.on_after_finalize.connect
+    def plan(sender, **_):
+        sender.add_periodic_task(0.2, added.s(), name="added")
+"""
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_what_task_modules_say_to_the_configuration_stands(start: Callable[..., Daemon], preload: bool) -> None:
+    schedule = {"configured": {"task": "probe.configured", "schedule": 0.2}}
+    daemon = start(
+        {"crmtasks": SOURCE, "says": CONFIGURES_THE_APP},
+        preload=preload,
+        celery={"beat_schedule": schedule, "worker_proc_alive_timeout": 33},
+        pools={"asap": {"time_limit": "77s"}},
+    )
+    assert origins(daemon) == {"fork" if preload else "exec"}
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("probe.conf", queue="q_asap")) == [60, False, 4, 77.0, 33, False, 77.0]
+    wait_until(lambda: {record["task_name"] for record in daemon.records()} >= {"probe.configured", "probe.added"})
+
+
 def test_a_spare_waits_and_becomes_the_next_worker(start: Callable[..., Daemon]) -> None:
     daemon = start({"crmtasks": SOURCE, "probe": PROBE}, pools={"asap": {"nice": 5}})
     spare = the_spare(daemon)
