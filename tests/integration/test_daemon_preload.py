@@ -22,14 +22,23 @@ IMAGE = "limetaskd:image"
 SPARE = "limetaskd:spare"
 
 PROBE = """
-    import os, random, socket
+    import atexit, os, random, sys
     from limetaskd import task
+
+    OWN = random.Random()
+    sys.modules["celery.fixups.django"] = None  # another Celery may not have it
+    print("half a line", end="")
+
+    @atexit.register
+    def note_exit():
+        with open(os.path.join(os.path.dirname(__file__), "exits"), "a") as exits:
+            exits.write(f"{os.getpid()} ")
 
     @task(name="probe.look")
     def look():
         return {
             "pid": os.getpid(), "worker": os.getppid(), "random": random.random(), "session": os.getsid(0),
-            "token": os.environ.get("TOKEN"), "nice": os.nice(0),
+            "token": os.environ.get("TOKEN"), "nice": os.nice(0), "own": OWN.random(),
         }
 """
 
@@ -111,7 +120,7 @@ def test_workers_are_forked_are_the_daemons_children_and_share_nothing_but_memor
     with Sender(daemon) as sender:
         seen = [sender.result(sender.send("probe.look", queue=queue)) for queue in ("q_asap", "q_background")]
     assert [look["worker"] for look in seen] == [workers["asap"], workers["background"]]
-    assert len({look["random"] for look in seen}) == 2
+    assert len({look["random"] for look in seen} | {look["own"] for look in seen}) == 4
     assert [look["session"] for look in seen] == [look["worker"] for look in seen]
     assert [look["nice"] for look in seen] == [0, 5]
     image = psutil.Process(helpers(daemon)[IMAGE]["pid"])
@@ -125,6 +134,12 @@ def test_workers_are_forked_are_the_daemons_children_and_share_nothing_but_memor
     assert not inodes[1] & inodes[2]
     assert daemon.stop() == 0
     assert daemon.processes() == []
+    exits = {int(pid) for pid in (daemon.modules / "exits").read_text().split()}
+    assert exits >= set(workers.values())
+    assert image.pid not in exits
+    texts = {path.stem: path.read_text() for path in (daemon.state_dir / "log").glob("*.log")}
+    assert texts[IMAGE].count("half a line") == 1
+    assert not any("half a line" in texts[f"{name}:0"] for name in workers)
 
 
 def test_preloading_saves_memory(start: Callable[..., Daemon]) -> None:
@@ -153,10 +168,14 @@ THREAD = """
     import threading, time
     threading.Thread(target=time.sleep, args=(3600,), daemon=True, name='poller').start()
 """
+LOCK = "import multiprocessing\nLOCK = multiprocessing.Lock()\n"
+TEMPORARY = "import tempfile\nFOLDER = tempfile.TemporaryDirectory()\n"
 SOCKET = "import socket\nKEPT = socket.create_server(('127.0.0.1', 0))\n"
 
 
-@pytest.mark.parametrize(("source", "reason"), [(THREAD, "poller"), (SOCKET, "sockets")])
+@pytest.mark.parametrize(
+    ("source", "reason"), [(THREAD, "poller"), (SOCKET, "sockets"), (LOCK, "locks"), (TEMPORARY, "TemporaryDirectory")]
+)
 def test_imports_that_a_fork_would_break_are_told_and_workers_start_by_exec(
     start: Callable[..., Daemon], source: str, reason: str
 ) -> None:
@@ -349,6 +368,51 @@ def test_a_restart_takes_changed_modules_and_a_broken_one_leaves_the_old_workers
         assert "half-installed" in done.stderr
         assert daemon.worker("asap:0")["pid"] == old
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+
+
+DEPLOYS = """
+    import os, time
+    import crmtasks
+
+    path = crmtasks.__file__
+    old = os.stat(path)
+    with open(path) as file:
+        source = file.read()
+    if "+ 1000" not in source:
+        with open(path + ".new", "w") as file:
+            file.write(source.replace("return a + b", "return a + b + 1000"))
+        os.utime(path + ".new", ns=(old.st_atime_ns, old.st_mtime_ns - 10**9))
+        os.replace(path + ".new", path)
+"""
+
+
+def test_a_restart_takes_modules_that_changed_while_the_image_imported(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE, "deploys": DEPLOYS})
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
+        daemon.ctl("restart", "asap")
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+    image = helpers(daemon)[IMAGE]["pid"]
+    daemon.ctl("restart", "asap")
+    assert helpers(daemon)[IMAGE]["pid"] == image  # it has what is there now
+
+
+HANGS = """
+    import os, time
+    with open(os.path.join(os.path.dirname(__file__), "hangs"), "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(3600)
+"""
+
+
+def test_an_image_that_hangs_in_imports_ends_with_its_daemon(start: Callable[..., Daemon]) -> None:
+    daemon = start({"hangs": HANGS}, wait=False)
+    note = daemon.modules / "hangs"
+    wait_until(lambda: note.exists() and note.read_text())
+    image = int(note.read_text())
+    assert name_of(image) is not None
+    daemon.kill()
+    wait_until(lambda: image not in {process.pid for process in daemon.processes()})
 
 
 def test_a_killed_image_comes_back_and_workers_do_not_notice(start: Callable[..., Daemon]) -> None:
