@@ -113,6 +113,16 @@ def module_paths() -> list[str]:
     ]  # fmt: skip
 
 
+def flush() -> None:
+    """Write what modules have printed: a fork would copy it, and each process write it once more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError) as error:  # the disk is full, or a module has closed it
+            logger.warning("what modules have printed cannot be written: %s", error)
+
+
 Signature = tuple[int, int, int] | None  # of a file: another one when its content may be another; None: not there
 
 
@@ -163,9 +173,7 @@ class Image:
         # A file that was changed meanwhile may be imported in its old form: it counts as changed at the next look.
         born = born_ns()
         self.files = {path: signature(path, born) for path in module_paths()}
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()  # else what a module has printed would come from each process once more
+        flush()
         gc.freeze()
         self.imported_s = time.monotonic() - begun
 
@@ -386,7 +394,11 @@ def main(spec: ProcessSpec) -> int:
     from limetaskd.core.record import write_own_record
 
     write_own_record(child)
-    return int(importlib.import_module(f"limetaskd.{child.kind}.main").main(child) or 0)
+    status = int(importlib.import_module(f"limetaskd.{child.kind}.main").main(child) or 0)
+    if child.kind == "agent":
+        flush()
+        os._exit(status)  # the application's functions for the exit are not for it either
+    return status
 
 
 def _run(image: Image) -> ProcessSpec:

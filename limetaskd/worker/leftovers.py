@@ -16,6 +16,7 @@ import random
 import stat
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ _MEMORY_DEVICES = 1  # the major number of /dev/null, /dev/zero, /dev/urandom: n
 # A function of these that was registered for the exit removes or ends something outside of the process. Of others it
 # is not known; most only tidy up memory (signals of Celery, say), and run in each worker as they do under exec.
 _REMOVING = frozenset({"os", "pathlib", "posix", "shutil", "subprocess", "tempfile"})
+# A thread that was started just now counts once it runs.
+_THREAD_BEGINS_S = 0.01
 # A value that somebody chose is shorter than what numpy draws when it gets none.
 _CHOSEN_BITS = 64
 
@@ -118,6 +121,7 @@ def _threads() -> str | None:
     Threads of C libraries (OpenBLAS, say) are not counted: those libraries make them anew in a forked process.
     """
     names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    time.sleep(_THREAD_BEGINS_S)
     # The first knows what was started from Python, the second what runs Python now.
     running = max(_thread._count(), len(sys._current_frames()) - 1)
     if running > len(names):
