@@ -28,14 +28,31 @@ _lock = threading.RLock()
 _default: Any = None  # the app that was created or configured last
 
 
-def build_app(settings: Settings, app: Any = None) -> Any:
-    """The configured app of `settings`: `app`, else the application's own one (`settings.app`), else a new one.
+def build_app(settings: Settings) -> Any:
+    """The configured app of `settings`: the application's own one (`settings.app`), else a new one.
 
     What a worker, a beat or a sender uses; imports no task module. Raises ConfigError for an app that cannot be found.
     """
-    if app is None:
-        app = load_app(settings.app) if settings.app else _new_app(settings)
+    app = load_app(settings.app) if settings.app else _new_app(settings)
     return _configure(app, *read_settings(settings))
+
+
+def take_over_app(app: Any, settings: Settings) -> Any:
+    """Put onto a configured app what `settings` say otherwise than those that it has; what task modules said stays.
+
+    For a forked process: it has the app with the task modules imported already, which otherwise comes before them.
+    """
+    binding = binding_of(app)
+    assert binding is not None
+    with _lock:
+        had = celery_settings(binding.configured)
+        changes = {
+            key: value
+            for key, value in celery_settings(settings).items()
+            if key not in had or (value != had[key] and app.conf.get(key) == had[key])
+        }
+        _put_on(app, *read_settings(settings), changes)
+    return _in_force(app, settings)
 
 
 def create_app(config: Config = None) -> Any:
@@ -121,35 +138,44 @@ def _new_app(settings: Settings) -> Any:
 
 
 def _configure(app: Any, settings: Settings, source: Source | None) -> Any:
-    global _default
     with _lock:
         app.conf.get("task_acks_late")  # reads the app's own configuration, which would come on top later
-        before = {config: app.conf.get(config) for _, config in LimeTask.from_config}
         ignored = app.conf.get("task_routes")
         changes = celery_settings(settings)
         changes["imports"] = tuple(dict.fromkeys([*(app.conf.get("imports") or ()), *task_modules(settings)]))
-        app.conf.update(changes)
-        bind(app, Binding(app, settings, source))
-        if any(is_redis(url) for url in (settings.backend_url, app.conf.result_backend)):
-            from limetaskd.tasks.results import use_our_results  # only here: it needs the client library of Redis
-
-            use_our_results(app)
-        forget_connections(app)
-        app.amqp_cls = AMQP
-        for cached in ("amqp", "control", "events", "timezone"):
-            app.__dict__.pop(cached, None)
-        _rebind_tasks(app, before)
-        if _state.default_app is None:
-            app.set_default()
-        _default = app
-    logs.configure(settings.log_level, settings.log_message_max_bytes)
-    binding = binding_of(app)
-    assert binding is not None
-    binding.settings()  # the embedded server's address, when its daemon runs already
+        _put_on(app, settings, source, changes)
+    _in_force(app, settings)
     if ignored:
         logs.logger("limetaskd.routing").warning(
             "task_routes of app %r has no say: tasks are routed by the configuration of limetaskd", app.main
         )
+    return app
+
+
+def _put_on(app: Any, settings: Settings, source: Source | None, changes: Mapping[str, Any]) -> None:
+    global _default
+    before = {config: app.conf.get(config) for _, config in LimeTask.from_config}
+    app.conf.update(changes)
+    bind(app, Binding(app, settings, source))
+    if any(is_redis(url) for url in (settings.backend_url, app.conf.result_backend)):
+        from limetaskd.tasks.results import use_our_results  # only here: it needs the client library of Redis
+
+        use_our_results(app)
+    forget_connections(app)
+    app.amqp_cls = AMQP
+    for cached in ("amqp", "control", "events", "timezone"):
+        app.__dict__.pop(cached, None)
+    _rebind_tasks(app, before)
+    if _state.default_app is None:
+        app.set_default()
+    _default = app
+
+
+def _in_force(app: Any, settings: Settings) -> Any:
+    logs.configure(settings.log_level, settings.log_message_max_bytes)
+    binding = binding_of(app)
+    assert binding is not None
+    binding.settings()  # the embedded server's address, when its daemon runs already
     return app
 
 

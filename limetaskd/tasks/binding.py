@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from typing import Any
@@ -21,12 +22,12 @@ class Binding:
         self._app = weakref.ref(app)
         self._follower = Follower(settings, source)
         self._lock = threading.Lock()
-        self._addresses = (settings.broker_url, settings.backend_url)
+        self.configured = settings  # what `app.conf` was made of, with the addresses that it has now
 
     def settings(self) -> Settings:
         """The settings in force now. Points the app to another broker when they name one."""
         settings = self._follower.settings()
-        if (settings.broker_url, settings.backend_url) != self._addresses:
+        if self._moved(settings):
             with self._lock:
                 self._switch(settings)
         return settings
@@ -37,13 +38,18 @@ class Binding:
         self._follower.forget_locks()
 
     def _switch(self, settings: Settings) -> None:
-        addresses = (settings.broker_url, settings.backend_url)
         app = self._app()
-        if addresses == self._addresses or app is None:
+        if not self._moved(settings) or app is None:
             return
         app.conf.update(broker_settings(settings))
         forget_connections(app)
-        self._addresses = addresses
+        self.configured = dataclasses.replace(
+            self.configured, broker_url=settings.broker_url, backend_url=settings.backend_url
+        )
+
+    def _moved(self, settings: Settings) -> bool:
+        known = self.configured
+        return (settings.broker_url, settings.backend_url) != (known.broker_url, known.backend_url)
 
 
 def binding_of(app: Any) -> Binding | None:

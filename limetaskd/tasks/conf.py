@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from limetaskd.core.settings import Settings
@@ -101,5 +102,6 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         # The worker writes its own logs.
         "worker_hijack_root_logger": False,
     }
-    conf |= {key: value for key, value in settings.celery.items() if key not in _MERGED}
+    # Copies: task modules change what is in `app.conf` in place, as `add_periodic_task` does with the schedule.
+    conf |= {key: copy.deepcopy(value) for key, value in settings.celery.items() if key not in _MERGED}
     return conf | broker_settings(settings)

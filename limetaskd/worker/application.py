@@ -42,19 +42,22 @@ def for_pool(settings: Settings, spec: ProcessSpec) -> Settings:
 def build(settings: Settings) -> Any:
     """The app, configured, with every task module imported.
 
-    Called again, in a process that an image has forked, it is the same app: what task modules keep of it stays true.
+    Called again, in a process that an image has forked, it is the same app: what task modules keep of it stays true,
+    and what they said to its configuration stands, as when they are imported after this.
     Raises ImportFailedError (its cause is the module's own error) when a module, an entry point or `settings.app`
     cannot be imported.
     """
-    from limetaskd.tasks.app import build_app, task_modules
+    from limetaskd.tasks.app import build_app, take_over_app, task_modules
 
     global _app
-    app = _app = _guarded(settings.app or "the app", lambda: build_app(settings, _app))
+    if _app is None:
+        app = _guarded(settings.app or "the app", lambda: build_app(settings))
+        app.conf.update({key: value for key, value in _WORKER_CONF.items() if key not in settings.celery})
+        _app = app
+    else:
+        app = take_over_app(_app, settings)
     app.set_default()
     app.set_current()
-    for key, value in _WORKER_CONF.items():
-        if key not in settings.celery:
-            app.conf[key] = value
     for module in task_modules(settings):
         _guarded(module, lambda name=module: importlib.import_module(name))
     _guarded("a module of the app's own", app.loader.import_default_modules)

@@ -5,28 +5,29 @@
     daemon  <------- {pid} -------  image                and forks the next spare
 
 One spare is always forked ahead, so that nobody waits for a fork. One thread, the sockets to the daemon and to the
-spare, no broker connection: nothing of it may be shared by two workers. What the imports left behind that a fork would
-share or lose (threads, open sockets) makes the image refuse to fork; the daemon then starts workers by exec. It ends
-with its daemon: the next daemon makes a new one from the code as it is then.
+spare, no broker connection. What the imports left behind that a fork would share or lose (`leftovers.py`) makes the
+image refuse to fork; the daemon then starts workers by exec. It ends with its daemon: the next daemon makes a new one
+from the code as it is then. It leaves without what modules registered for the exit: that is for the workers.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import importlib
 import logging
 import os
-import random
 import select
 import signal
 import socket
+import struct
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from limetaskd.core.board import process_start_ticks
 from limetaskd.core.channel import MAX_BYTES, Command, Phase, Reply, State, decode, encode
 from limetaskd.core.settings import Settings
 from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
@@ -35,6 +36,7 @@ from limetaskd.tasks.conf import is_redis
 from limetaskd.worker import application, logs
 from limetaskd.worker.application import ImportFailedError
 from limetaskd.worker.begin import begin
+from limetaskd.worker.leftovers import Leftovers
 from limetaskd.worker.runtime import one_line
 from limetaskd.worker.spare import CannotForkError, Spare, fork_ahead
 
@@ -45,8 +47,11 @@ SPARE = "limetaskd:spare"
 CONNECT_TIMEOUT_S = 10.0
 # A spare is made when nothing was asked for so long: longer than a worker needs to its first task.
 QUIET_S = 0.25
+_PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
-# What a worker and a schedule import later, and would each import for themselves.
+_CLOCK_GRAIN_NS = 20_000_000  # the clock of files and of births is that much behind at most
+# What a worker and a schedule import later, and would each import for themselves: one that another Celery has not is
+# no loss but of time.
 _PRELOAD = (
     "billiard.popen_fork",
     "billiard.sharedctypes",
@@ -81,37 +86,56 @@ _PRELOAD = (
 )
 
 
-def sockets() -> set[int]:
-    """Descriptors of this process that are sockets."""
-    found = set()
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  the descriptor of the listing itself is gone then
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
-        except OSError:
-            continue
-        if target.startswith("socket:"):
-            found.add(int(name))
-    return found
-
-
 def name_process(name: str) -> None:
     """What `ps` and `top` show as the command's name; the arguments stay those of the image."""
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
-def module_files() -> dict[str, int]:
-    """File -> modification time in ns of every module of the application: all but the interpreter's own library."""
+def end_with_daemon() -> None:
+    """The kernel kills this process when its daemon dies, also within imports that hang. What it forks lives on."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def born_ns() -> int:
+    """When this process began, on the clock of files: not later than that."""
+    ticks = process_start_ticks(os.getpid()) or 0
+    age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+    return time.time_ns() - age_ns - _CLOCK_GRAIN_NS
+
+
+def module_paths() -> list[str]:
+    """The files of all modules of the application: all but the interpreter's own library."""
     own = str(Path(os.__file__).parent) + os.sep
-    found = {}
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if not isinstance(path, str) or (path.startswith(own) and "site-packages" not in path):
-            continue
+    paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return [
+        path for path in dict.fromkeys(paths)
+        if isinstance(path, str) and not (path.startswith(own) and "site-packages" not in path)
+    ]  # fmt: skip
+
+
+def flush() -> None:
+    """Write what modules have printed: a fork would copy it, and each process write it once more."""
+    for stream in (sys.stdout, sys.stderr):
         try:
-            found[path] = os.stat(path).st_mtime_ns  # noqa: PTH116
-        except OSError:
-            found[path] = 0
-    return found
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError) as error:  # the disk is full, or a module has closed it
+            logger.warning("what modules have printed cannot be written: %s", error)
+
+
+Signature = tuple[int, int, int] | None  # of a file: another one when its content may be another; None: not there
+
+
+def signature(path: str, unchanged_since_ns: int | None = None) -> Signature:
+    """`unchanged_since_ns`: a file that was changed later gets a signature that no file has."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    # The time of a deployment is that of the inode: a copy may bring its modification time along.
+    if unchanged_since_ns is not None and max(status.st_mtime_ns, status.st_ctime_ns) >= unchanged_since_ns:
+        return (0, 0, 0)
+    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 class Image:
@@ -121,33 +145,35 @@ class Image:
         self.spec = spec
         self.phase = Phase.STARTING
         self.reason: str | None = None
-        self.files: dict[str, int] = {}
+        self.files: dict[str, Signature] = {}
         self.imported_s = 0.0
         self._socket: socket.socket | None = None
         self._spare: Spare | None = None
+        self._leftovers: Leftovers | None = None
 
     def preload(self, settings: Settings) -> None:
         """Import all, then look at what that left behind. Raises ImportFailedError."""
         begun = time.monotonic()
-        before = sockets()
-        app = application.build(settings)
-        for name in _PRELOAD:
-            importlib.import_module(name)
-        if is_redis(app.conf.result_backend):
-            _ = app.backend  # it opens no connection yet, and is forgotten when a worker configures the app
-        if settings.broker_url.startswith(("redis", "rediss", "sentinel")):
-            importlib.import_module("limetaskd.tasks.redis_transport")
-        else:
-            importlib.import_module("kombu.transport.pyamqp")
-        started = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-        if started:
-            # A fork has only the thread that forked: locks that others held would stay locked for ever.
-            raise ImportFailedError(f"the imports started threads ({', '.join(started)}), which a fork would lose")
-        opened = sockets() - before
-        if opened:
-            raise ImportFailedError(f"the imports opened {len(opened)} sockets, which all workers would share")
-        self.files = module_files()
+        self._leftovers = Leftovers()
+        with self._leftovers:
+            app = application.build(settings)
+            redis = settings.broker_url.startswith(("redis", "rediss", "sentinel"))
+            for name in (*_PRELOAD, "limetaskd.tasks.redis_transport" if redis else "kombu.transport.pyamqp"):
+                try:
+                    importlib.import_module(name)
+                except ImportError as error:
+                    logger.info("%s is not imported ahead: %s", name, error)
+            if is_redis(app.conf.result_backend):
+                _ = app.backend  # it opens no connection yet, and is forgotten when a worker configures the app
         gc.collect()
+        problems = self._leftovers.problems()
+        if problems:
+            raise ImportFailedError("; ".join(problems))
+        self._leftovers.find_numpy_generators()
+        # A file that was changed meanwhile may be imported in its old form: it counts as changed at the next look.
+        born = born_ns()
+        self.files = {path: signature(path, born) for path in module_paths()}
+        flush()
         gc.freeze()
         self.imported_s = time.monotonic() - begun
 
@@ -158,25 +184,29 @@ class Image:
             pid=os.getpid(),
             phase=self.phase,
             reason=self.reason,
-            data={
-                "modules": len(self.files),
-                "imported_s": round(self.imported_s, 3),
-                # Of C libraries (OpenBLAS, say), which know about forks; Python's own are refused.
-                "native_threads": len(os.listdir("/proc/self/task")) - 1,  # noqa: PTH208
-            },
+            data={"modules": len(self.files), "imported_s": round(self.imported_s, 3)},
         )
 
     def connect(self) -> None:
-        """Raises OSError: without a daemon there is nothing to do here."""
+        """Raises OSError: without the daemon that has started it there is nothing to do here."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(CONNECT_TIMEOUT_S)
         self._socket.connect(self.spec.channel)
         self._socket.settimeout(None)
+        listener, _, _ = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if listener != os.getppid():
+            raise OSError(errno.ESRCH, f"pid {listener} listens, which has not started this process")
         self.report()
 
     def report(self) -> None:
-        if self._socket is not None:
-            self._socket.send(encode(self.state()))
+        self._send(encode(self.state()))
+
+    def _send(self, packet: bytes) -> None:
+        try:
+            if self._socket is not None:
+                self._socket.send(packet)
+        except OSError as error:
+            logger.info("the daemon does not hear any more: %s", error)  # the next look at the socket ends this
 
     def run(self) -> ProcessSpec | None:
         """Serve until the daemon goes or says `drain`."""
@@ -217,12 +247,11 @@ class Image:
                 self._reply(self._obey(command))
 
     def _reply(self, reply: Reply) -> None:
-        if self._socket is not None:
-            self._socket.send(encode(reply))
+        self._send(encode(reply))
 
     def _obey(self, command: Command) -> Reply:
         if command.command == "stale":
-            changed = [path for path, mtime in self.files.items() if self._modified(path) != mtime]
+            changed = [path for path, known in self.files.items() if signature(path) != known]
             return Reply(command.id, result={"changed": changed[:20]})
         if command.command == "reopen":
             try:
@@ -232,13 +261,6 @@ class Image:
             self._dismiss_spare()  # it has the old file open
             return Reply(command.id)
         return Reply(command.id, f"unknown command {command.command!r}")
-
-    @staticmethod
-    def _modified(path: str) -> int:
-        try:
-            return os.stat(path).st_mtime_ns  # noqa: PTH116
-        except OSError:
-            return 0
 
     def _fork(self, command: Command, packet: bytes) -> ProcessSpec | None:
         """Let the spare become what is wanted; when there is none, or it was killed, fork another one for it.
@@ -322,8 +344,7 @@ class Image:
                 os.close(handler.stream.fileno())
         name_process(SPARE)
 
-    @staticmethod
-    def _become(spec: ProcessSpec, nice: Any) -> None:
+    def _become(self, spec: ProcessSpec, nice: Any) -> None:
         """From now on this process is that of `spec`: its log, environment, niceness, randomness and name.
 
         The rest of the environment is that of the daemon, with what the imports made of it.
@@ -334,22 +355,29 @@ class Image:
         os.close(log)
         os.environ[SPEC_VARIABLE] = spec.to_json()
         if isinstance(nice, int):
-            os.nice(nice)
-        random.seed()
-        numpy = sys.modules.get("numpy.random")
-        if numpy is not None:
-            numpy.seed()
+            try:
+                os.nice(nice)
+            except OSError as error:  # nice(1), by which a worker is started by exec, goes on as well
+                logs.set_up(spec.name, level=logging.WARNING)  # into descriptor 2, until its own settings are read
+                logger.warning("the niceness stays %d: %s", os.nice(0), error, extra={"action": "not_niced"})
+        if self._leftovers is not None:
+            self._leftovers.seed()
         name_process(spec.name)
 
 
 def main(spec: ProcessSpec) -> int:
     """Until the daemon is gone (0), or at once when it cannot fork (78, EX_CONFIG). In a child: that process's life."""
+    end_with_daemon()
     settings = begin(spec)
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     image = Image(spec)
-    image.connect()
+    try:
+        image.connect()
+    except OSError as error:
+        logger.info("the daemon is gone (%s), so is its image", error)
+        return os.EX_OK
     try:
         image.preload(settings)
     except ImportFailedError as error:
@@ -362,10 +390,30 @@ def main(spec: ProcessSpec) -> int:
     logger.info(
         "%d modules imported in %.2f s", len(image.files), image.imported_s, extra={"action": "preloaded"}
     )
-    child = image.run()
-    if child is None:
-        return os.EX_OK
+    child = _run(image)
     from limetaskd.core.record import write_own_record
 
     write_own_record(child)
-    return int(importlib.import_module(f"limetaskd.{child.kind}.main").main(child) or 0)
+    status = int(importlib.import_module(f"limetaskd.{child.kind}.main").main(child) or 0)
+    if child.kind == "agent":
+        flush()
+        os._exit(status)  # the application's functions for the exit are not for it either
+    return status
+
+
+def _run(image: Image) -> ProcessSpec:
+    """Returns in a forked process alone, with what it is to be; the image ends here.
+
+    Not by the interpreter's exit: what modules registered for it would take from the workers what belongs to them.
+    """
+    status = os.EX_OK
+    try:
+        child = image.run()
+        if child is not None:
+            return child
+    except SystemExit:  # SIGTERM
+        pass
+    except Exception:
+        logger.exception("the image, or a process that it has just forked, cannot go on")
+        status = os.EX_SOFTWARE
+    os._exit(status)

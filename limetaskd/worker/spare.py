@@ -60,7 +60,10 @@ def fork_ahead(settle: Callable[[], None]) -> Spare | bytes:
 
     The new process runs `settle` before it waits. Raises CannotForkError.
     """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise CannotForkError(f"cannot fork: {error}") from error
     try:
         between = os.fork()
     except OSError as error:
@@ -86,12 +89,15 @@ def _fork_again(theirs: socket.socket) -> None:
     """In the first child: fork, tell the pid (or what went wrong), and be gone. Returns in the second child only."""
     try:
         pid = os.fork()
+        answer = str(pid)
     except OSError as error:
-        theirs.send(f"cannot fork: {error}".encode())
-        os._exit(1)
-    if pid:
-        theirs.send(str(pid).encode())
-        os._exit(os.EX_OK)
+        pid, answer = -1, f"cannot fork: {error}"
+    if pid == 0:
+        return
+    try:
+        theirs.send(answer.encode())
+    finally:
+        os._exit(os.EX_OK)  # whatever happened: what comes next in the code is the image's
 
 
 def _wait(theirs: socket.socket) -> bytes:

@@ -24,14 +24,23 @@ IMAGE = "limetaskd:image"
 SPARE = "limetaskd:spare"
 
 PROBE = """
-    import os, random, socket
+    import atexit, os, random, sys
     from limetaskd import task
+
+    OWN = random.Random()
+    sys.modules["celery.fixups.django"] = None  # another Celery may not have it
+    print("half a line", end="")
+
+    @atexit.register
+    def note_exit():
+        with open(os.path.join(os.path.dirname(__file__), "exits"), "a") as exits:
+            exits.write(f"{os.getpid()} ")
 
     @task(name="probe.look")
     def look():
         return {
             "pid": os.getpid(), "worker": os.getppid(), "random": random.random(), "session": os.getsid(0),
-            "token": os.environ.get("TOKEN"), "nice": os.nice(0),
+            "token": os.environ.get("TOKEN"), "nice": os.nice(0), "own": OWN.random(),
         }
 """
 
@@ -113,10 +122,10 @@ def test_workers_are_forked_are_the_daemons_children_and_share_nothing_but_memor
     with Sender(daemon) as sender:
         seen = [sender.result(sender.send("probe.look", queue=queue)) for queue in ("q_asap", "q_background")]
     assert [look["worker"] for look in seen] == [workers["asap"], workers["background"]]
-    assert len({look["random"] for look in seen}) == 2
+    assert len({look["random"] for look in seen} | {look["own"] for look in seen}) == 4
     assert [look["session"] for look in seen] == [look["worker"] for look in seen]
     assert [look["nice"] for look in seen] == [0, 5]
-    image = psutil.Process(helpers(daemon)[IMAGE]["pid"])
+    image, agent = (psutil.Process(helpers(daemon)[name]["pid"]) for name in (IMAGE, "limetaskd:agent"))
     assert [c for c in image.net_connections(kind="inet") if c.raddr] == []
     inodes = []
     for pid in workers.values():
@@ -127,6 +136,12 @@ def test_workers_are_forked_are_the_daemons_children_and_share_nothing_but_memor
     assert not inodes[1] & inodes[2]
     assert daemon.stop() == 0
     assert daemon.processes() == []
+    exits = {int(pid) for pid in (daemon.modules / "exits").read_text().split()}
+    assert exits >= set(workers.values())
+    assert not exits & {image.pid, agent.pid}
+    texts = {path.stem: path.read_text() for path in (daemon.state_dir / "log").glob("*.log")}
+    assert texts[IMAGE].count("half a line") == 1
+    assert not any("half a line" in texts[f"{name}:0"] for name in workers)
 
 
 def test_preloading_saves_memory(start: Callable[..., Daemon]) -> None:
@@ -155,10 +170,14 @@ THREAD = """
     import threading, time
     threading.Thread(target=time.sleep, args=(3600,), daemon=True, name='poller').start()
 """
+LOCK = "import multiprocessing\nLOCK = multiprocessing.Lock()\n"
+TEMPORARY = "import tempfile\nFOLDER = tempfile.TemporaryDirectory()\n"
 SOCKET = "import socket\nKEPT = socket.create_server(('127.0.0.1', 0))\n"
 
 
-@pytest.mark.parametrize(("source", "reason"), [(THREAD, "poller"), (SOCKET, "sockets")])
+@pytest.mark.parametrize(
+    ("source", "reason"), [(THREAD, "poller"), (SOCKET, "sockets"), (LOCK, "locks"), (TEMPORARY, "TemporaryDirectory")]
+)
 def test_imports_that_a_fork_would_break_are_told_and_workers_start_by_exec(
     start: Callable[..., Daemon], source: str, reason: str
 ) -> None:
@@ -199,6 +218,47 @@ def test_the_app_that_task_modules_have_seen_is_that_of_workers_and_schedule(
     wait_until(lambda: len(daemon.records()) > sent)  # what it has put into the schedule
     assert {record["task_outcome"] for record in daemon.records()} == {"SUCCESS"}
     assert origins(daemon) == {"fork" if preload else "exec"}
+
+
+CONFIGURES_THE_APP = """
+    from celery import current_app
+    from limetaskd import task
+
+    APP = current_app._get_current_object()
+    APP.conf.result_expires = 60
+    APP.conf.task_acks_late = False
+    APP.conf.worker_prefetch_multiplier = 4
+
+    @task(name="probe.conf")
+    def conf():
+        said = APP.conf.result_expires, APP.conf.task_acks_late, APP.conf.worker_prefetch_multiplier
+        return [*said, APP.conf.task_time_limit, APP.conf.worker_proc_alive_timeout, conf.acks_late, conf.time_limit]
+
+    @task(name="probe.configured")
+    def configured(): ...
+
+    @task(name="probe.added")
+    def added(): ...
+
+    @APP.on_after_finalize.connect
+    def plan(sender, **_):
+        sender.add_periodic_task(0.2, added.s(), name="added")
+"""
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_what_task_modules_say_to_the_configuration_stands(start: Callable[..., Daemon], preload: bool) -> None:
+    schedule = {"configured": {"task": "probe.configured", "schedule": 0.2}}
+    daemon = start(
+        {"crmtasks": SOURCE, "says": CONFIGURES_THE_APP},
+        preload=preload,
+        celery={"beat_schedule": schedule, "worker_proc_alive_timeout": 33},
+        pools={"asap": {"time_limit": "77s"}},
+    )
+    assert origins(daemon) == {"fork" if preload else "exec"}
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("probe.conf", queue="q_asap")) == [60, False, 4, 77.0, 33, False, 77.0]
+    wait_until(lambda: {record["task_name"] for record in daemon.records()} >= {"probe.configured", "probe.added"})
 
 
 def test_a_spare_waits_and_becomes_the_next_worker(start: Callable[..., Daemon]) -> None:
@@ -340,6 +400,51 @@ def test_preload_is_switched_by_a_reload(start: Callable[..., Daemon]) -> None:
     daemon.ctl("reload")
     assert origins(daemon) == {"fork"}
     assert helpers(daemon)[IMAGE]["state"] == "RUNNING"
+
+
+DEPLOYS = """
+    import os, time
+    import crmtasks
+
+    path = crmtasks.__file__
+    old = os.stat(path)
+    with open(path) as file:
+        source = file.read()
+    if "+ 1000" not in source:
+        with open(path + ".new", "w") as file:
+            file.write(source.replace("return a + b", "return a + b + 1000"))
+        os.utime(path + ".new", ns=(old.st_atime_ns, old.st_mtime_ns - 10**9))
+        os.replace(path + ".new", path)
+"""
+
+
+def test_a_restart_takes_modules_that_changed_while_the_image_imported(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE, "deploys": DEPLOYS})
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
+        daemon.ctl("restart", "asap")
+        assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 1003
+    image = helpers(daemon)[IMAGE]["pid"]
+    daemon.ctl("restart", "asap")
+    assert helpers(daemon)[IMAGE]["pid"] == image  # it has what is there now
+
+
+HANGS = """
+    import os, time
+    with open(os.path.join(os.path.dirname(__file__), "hangs"), "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(3600)
+"""
+
+
+def test_an_image_that_hangs_in_imports_ends_with_its_daemon(start: Callable[..., Daemon]) -> None:
+    daemon = start({"hangs": HANGS}, wait=False)
+    note = daemon.modules / "hangs"
+    wait_until(lambda: note.exists() and note.read_text())
+    image = int(note.read_text())
+    assert name_of(image) is not None
+    daemon.kill()
+    wait_until(lambda: image not in {process.pid for process in daemon.processes()})
 
 
 def test_a_killed_image_comes_back_and_workers_do_not_notice(start: Callable[..., Daemon]) -> None:
