@@ -63,6 +63,9 @@ class Host:
     def process_died(self, _unit: Unit, _incarnation: Process) -> None:
         """Nothing to account for."""
 
+    def remove_if_gone(self, _unit: Unit) -> None:
+        """Nothing to remove."""
+
 
 @pytest.fixture
 def host() -> Host:
