@@ -27,6 +27,7 @@ STOP_MARGIN_S = 10.0
 HELPER_STOP_S = 10.0
 BOARD_SLOTS_MIN = 64
 # Helpers run our code: those of another version are replaced, while workers run on until somebody restarts them.
+# After an upgrade they are in any case (orphans.py).
 HELPER: dict[str, object] = {"version": __version__}
 
 

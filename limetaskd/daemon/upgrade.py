@@ -103,7 +103,7 @@ async def _save_memory(daemon: Daemon) -> None:
 
 
 async def _rehearse(daemon: Daemon) -> None:
-    """Run the installed code over our configuration and our saved state, in a process of its own."""
+    """Run the installed code over our configuration, our saved state and the task modules, in a process of its own."""
     output = Path(daemon.paths.runtime_dir) / "rehearsal.log"
     await asyncio.to_thread(files.remove, str(output))
     command = [*command_line(daemon.plan, detached=False), "--rehearse"]
