@@ -368,14 +368,15 @@ class Daemon:
 
     # Stop.
 
-    async def stop(self) -> None:
+    async def stop(self, *, complete: bool) -> None:
         """Graceful, until `stop_now` is set: the schedule first, workers next, their helpers last.
 
-        After a start that failed half-way, only what this daemon started: the rest is the next one's to take over.
+        Not `complete`, after a start that failed half-way: only what this daemon started. The rest is the next one's
+        to take over.
         """
-        complete = self._started
         self.state = "stopping"
         if not complete:
+            self._started = False
             orphans.let_go(self)
         hurry = self.background(self._hurry())
         if self._xmlrpc is not None:

@@ -193,7 +193,7 @@ async def serve(plan: Plan, logs: LogPump, *, replaced: bool = False) -> int:
     handle_signals(daemon)
     control = ControlServer(daemon, plan.control)
     notifier = Notifier(os.environ)
-    replace = False
+    served = replace = False
     try:
         control.start()
         guard = Guard(daemon)
@@ -202,9 +202,8 @@ async def serve(plan: Plan, logs: LogPump, *, replaced: bool = False) -> int:
         ServiceReporter(daemon, notifier).start()
         daemon.background(reload_on_request(daemon))
         daemon.background(upgrade_on_request(daemon))
+        served = True
         await daemon.stop_requested.wait()
-        if daemon.stop_now.is_set():
-            daemon.replacing = False  # told to stop while it was about to be replaced
         replace = daemon.replacing  # decided once: a stop that has begun is never turned into a replacement
         if not replace:
             log.info("stopping", extra={"action": "stopping"})
@@ -212,7 +211,7 @@ async def serve(plan: Plan, logs: LogPump, *, replaced: bool = False) -> int:
     finally:
         # Also after a start that failed half-way: what was started is stopped, what was taken over runs on.
         if not replace:
-            await daemon.stop()
+            await daemon.stop(complete=served)
         await control.close()
         await daemon.close()
     if replace:

@@ -177,10 +177,10 @@ def rehearse_processes(plan: Plan) -> bool:
     kinds = ("worker", "beat", *(("image",) if plan.preload else ()), *(("agent",) if plan.python is None else ()))
     environments = {tuple(sorted(pool.env.items())) for pool in plan.pools}
     runs += [(python, kinds, dict(extra)) for extra in sorted(environments)]
-    for interpreter_, these, extra in runs:
+    for program, these, extra in runs:
         try:
             done = subprocess.run(
-                [interpreter_, BOOT, "rehearse", *these], input=text, env=launch_environment(extra),
+                [program, BOOT, "rehearse", *these], input=text, env=launch_environment(extra),
                 timeout=REHEARSAL_TIMEOUT_S, check=False,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:

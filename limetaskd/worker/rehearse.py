@@ -11,7 +11,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from limetaskd.core.memory import descendants
 from limetaskd.core.settings import Settings
@@ -42,36 +42,27 @@ def main(kinds: Sequence[str], text: str) -> int:
 
 def _problem(kinds: Sequence[str], text: str) -> str | None:
     """Why processes of `kinds` could not run; None: they could."""
+    what = "the settings"
     try:
         settings = Settings.from_json(text)
-    except ValueError as error:
-        return str(error)
-    modules = ["limetaskd.worker.image" if kind == "image" else f"limetaskd.{kind}.main" for kind in kinds]
-    for name in modules:
-        problem = _import(name)
-        if problem is not None:
-            return problem
-    if not {"worker", "beat", "image"}.intersection(kinds):
-        return None
-    from limetaskd.worker import application
-
-    try:
-        application.build(settings)
+        for kind in kinds:
+            what = "limetaskd.worker.image" if kind == "image" else f"limetaskd.{kind}.main"
+            importlib.import_module(what)
+        if {"worker", "beat", "image"}.intersection(kinds):
+            what = "the task modules"
+            importlib.import_module("limetaskd.worker.application").build(settings)
+            for what in _later(settings, kinds):
+                importlib.import_module(what)
     except LimetaskError as error:
         return str(error)
+    except (Exception, SystemExit) as error:  # noqa: BLE001  of any code: it becomes the reason
+        return f"cannot import {what}: {type(error).__name__}: {error}"
+    return None
+
+
+def _later(settings: Settings, kinds: Sequence[str]) -> Iterator[str]:
+    """What they import once they run, or what an image imports for them."""
+    redis = settings.broker_url.startswith(("redis", "rediss", "sentinel"))
+    yield "limetaskd.tasks.redis_transport" if redis else "kombu.transport.pyamqp"
     if "image" in kinds:
-        from limetaskd.worker.image import PRELOAD
-
-        for name in PRELOAD:
-            problem = _import(name)
-            if problem is not None:
-                return problem
-    return None
-
-
-def _import(name: str) -> str | None:
-    try:
-        importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  any code of theirs: it becomes the reason
-        return f"cannot import {name}: {type(error).__name__}: {error}"
-    return None
+        yield from importlib.import_module("limetaskd.worker.image").PRELOAD

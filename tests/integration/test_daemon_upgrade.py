@@ -381,13 +381,13 @@ def test_a_start_that_fails_leaves_what_it_took_over_to_the_next_one(make_daemon
         assert helper_pids(daemon)["limetaskd:broker"] == server
 
         # The newer code passes its rehearsal and fails later, with everything taken over.
-        good, broken = "        self._started = True\n", "        raise CommandError('no such thing')\n"
-        edit(daemon, "daemon/daemon.py", good, broken)
+        good, broken = "        guard.start()\n", "        raise LimetaskError('no such thing')\n"
+        edit(daemon, "daemon/main.py", good, broken)
         upgrade = in_background(daemon, "upgrade")
         assert daemon.wait_exit(60) == 1
         upgrade.kill()  # it would wait for the newer code for a while
         upgrade.communicate()
-        edit(daemon, "daemon/daemon.py", broken, good)
+        edit(daemon, "daemon/main.py", broken, good)
         daemon.start()
         daemon.wait_running()
         assert daemon.worker(worker["name"])["pid"] == worker["pid"]
