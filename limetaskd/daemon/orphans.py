@@ -134,9 +134,8 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
                 extra={"action": "adopted"},
             )  # fmt: skip
             continue
-        wanted = newest is None and not unit.leftover and record.name not in stopped
-        if daemon.upgraded and record.kind != "worker":
-            wanted = False
+        outdated = daemon.upgraded and record.kind != "worker"
+        wanted = newest is None and not outdated and not unit.leftover and record.name not in stopped
         if wanted and unit.launch(record.generation).fingerprint == record.fingerprint:
             unit.adopt(incarnation)
             log.info("%s: pid %d runs on, taken over", record.name, record.pid, extra={"action": "adopted"})
@@ -152,9 +151,12 @@ def _pair(daemon: Daemon, unit: Unit, elder: Incarnation, newest: Incarnation) -
     When it had ended already, `elder` says that it drains: then `newest` takes the name at once.
     """
     unit.current, unit.successor = elder, newest
-    rolling_task = daemon.background(_complete(daemon, unit, newest), report=False)
-    unit.rolling = rolling_task
-    rolling_task.add_done_callback(lambda _task: _over(unit))
+
+    def over(_task: object) -> None:
+        unit.rolling = None
+
+    unit.rolling = daemon.background(_complete(daemon, unit, newest))
+    unit.rolling.add_done_callback(over)
 
 
 async def _complete(daemon: Daemon, unit: Unit, newest: Incarnation) -> None:
@@ -162,10 +164,6 @@ async def _complete(daemon: Daemon, unit: Unit, newest: Incarnation) -> None:
         await rolling.complete(daemon, unit, newest)
     except CommandError as error:
         log.error("%s", error)
-
-
-def _over(unit: Unit) -> None:
-    unit.rolling = None
 
 
 def let_go(daemon: Daemon) -> None:
