@@ -47,7 +47,7 @@ CONNECT_TIMEOUT_S = 10.0
 QUIET_S = 0.25
 _PR_SET_NAME = 15
 # What a worker and a schedule import later, and would each import for themselves.
-PRELOAD = (
+_PRELOAD = (
     "billiard.popen_fork",
     "billiard.sharedctypes",
     "billiard.synchronize",
@@ -131,7 +131,7 @@ class Image:
         begun = time.monotonic()
         before = sockets()
         app = application.build(settings)
-        for name in PRELOAD:
+        for name in _PRELOAD:
             importlib.import_module(name)
         if is_redis(app.conf.result_backend):
             _ = app.backend  # it opens no connection yet, and is forgotten when a worker configures the app

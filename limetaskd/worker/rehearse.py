@@ -11,7 +11,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from limetaskd.core.memory import descendants
 from limetaskd.core.settings import Settings
@@ -51,18 +51,11 @@ def _problem(kinds: Sequence[str], text: str) -> str | None:
         if {"worker", "beat", "image"}.intersection(kinds):
             what = "the task modules"
             importlib.import_module("limetaskd.worker.application").build(settings)
-            for what in _later(settings, kinds):
-                importlib.import_module(what)
+            redis = settings.broker_url.startswith(("redis", "rediss", "sentinel"))
+            what = "limetaskd.tasks.redis_transport" if redis else "kombu.transport.pyamqp"
+            importlib.import_module(what)
     except LimetaskError as error:
         return str(error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  of any code: it becomes the reason
+    except (Exception, SystemExit) as error:  # noqa: BLE001  code of anybody: it becomes the reason
         return f"cannot import {what}: {type(error).__name__}: {error}"
     return None
-
-
-def _later(settings: Settings, kinds: Sequence[str]) -> Iterator[str]:
-    """What they import once they run, or what an image imports for them."""
-    redis = settings.broker_url.startswith(("redis", "rediss", "sentinel"))
-    yield "limetaskd.tasks.redis_transport" if redis else "kombu.transport.pyamqp"
-    if "image" in kinds:
-        yield from importlib.import_module("limetaskd.worker.image").PRELOAD
