@@ -3,6 +3,7 @@
     boot.py worker|beat|agent|image NAME                     under the daemon; the spec is in $LIMETASKD_SPEC
     boot.py handler [--settings PATH] -- ARGS           lime-task-handler
     boot.py limefu  [--settings PATH] -- ARGS           limefu
+    boot.py rehearse KIND...                            before an upgrade; the settings are on standard input
 
 The interpreter may have nothing of ours installed, another pydantic and its own Celery: whatever it has goes before
 what is bundled with limetaskd. Like `celery -A`, the current directory comes first on `sys.path`. Standard library
@@ -113,6 +114,18 @@ def run_command(kind: str, arguments: list[str]) -> int:
     return int(importlib.import_module(module).main(settings_path, arguments) or 0)
 
 
+def rehearse(kinds: list[str]) -> int:
+    """Whether this interpreter could run processes of `kinds`, as an exit code; why not is the last line printed."""
+    problem = interpreter_problem()
+    if problem is None:
+        try:
+            return int(importlib.import_module("limetaskd.worker.rehearse").main(kinds, sys.stdin.read()))
+        except ImportError as error:
+            problem = f"limetaskd.worker.rehearse cannot be imported: {error}"
+    sys.stderr.write(f"limetaskd: {problem}\n")
+    return EXIT_CONFIG
+
+
 def main(argv: list[str]) -> int:
     kind = argv[1] if len(argv) > 1 else ""
     arrange_path()
@@ -120,7 +133,9 @@ def main(argv: list[str]) -> int:
         return run_supervised(kind)
     if kind in ("handler", "limefu"):
         return run_command(kind, argv[2:])
-    refuse(f"usage: {argv[0]} worker|beat|agent|image NAME | handler|limefu [--settings PATH] -- ARGS")
+    if kind == "rehearse":
+        return rehearse(argv[2:])
+    refuse(f"usage: {argv[0]} worker|beat|agent|image NAME | handler|limefu [--settings PATH] -- ARGS | rehearse KIND")
     return EXIT_USAGE
 
 

@@ -81,7 +81,7 @@ class Daemon:
         self.stop_now = asyncio.Event()
         self.upgrade_requested = asyncio.Event()
         self.replacing = False  # this process becomes newer code: its workers run on
-        self.stop_after_replacing = False
+        self.upgraded = False  # this process has just become newer code
         self.nursery = Nursery(self)
         self.keeper = Keeper(self)
         self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)
@@ -99,8 +99,9 @@ class Daemon:
 
     def require_running(self) -> None:
         """Raises CommandError while the daemon starts, stops or is replaced: nothing may be changed then."""
-        if not self._started or self.stopping or self.replacing:
-            raise CommandError(f"limetaskd is {self.state if self._started else 'starting'}: try again in a moment")
+        if not self._started or self.stop_requested.is_set() or self.stopping or self.replacing:
+            ending = "replacing" if self.replacing else "stopping"
+            raise CommandError(f"limetaskd is {ending if self._started else 'starting'}: try again in a moment")
 
     # Pools.
 
@@ -144,6 +145,11 @@ class Daemon:
         await self.write_settings()
         await self.write_accepted()
         self.channel.start()
+        if self.plan.supervisor_socket:
+            # Bound before anything is taken over or started: what can fail fails first.
+            self._xmlrpc = engine.XmlRpcServer(
+                self.groups, self.paths.supervisor, self.stop_requested.set, self.reload_requested.set
+            )
         found, remains = await asyncio.to_thread(orphans.find_all, self.paths)
         broker = await self._start_broker() if self.plan.embedded else None
         if self.plan.preload:
@@ -173,10 +179,7 @@ class Daemon:
         self._started = True
         self._account_absent(remains)
         self.keeper.start()
-        if self.plan.supervisor_socket:
-            self._xmlrpc = engine.XmlRpcServer(
-                self.groups, self.paths.supervisor, self.stop_requested.set, self.reload_requested.set
-            )
+        if self._xmlrpc is not None:
             self._xmlrpc.start()
         self._tick_task = self.background(self._tick())
         self.background(self.steering.watch())
@@ -300,6 +303,10 @@ class Daemon:
         accounting = self.background(self._settle(unit, incarnation))
         self._accounts.add(accounting)
         accounting.add_done_callback(self._accounts.discard)
+        self.remove_if_gone(unit)
+
+    def remove_if_gone(self, unit: Unit) -> None:
+        """A name that nobody wants any more goes when nothing of it runs or is being born."""
         if unit.leftover and not unit.busy and self.units.get(unit.name) is unit:
             self.remove_unit(unit.name)
 
@@ -329,7 +336,8 @@ class Daemon:
         unit = self.units.get(state.name)
         incarnation = unit.incarnation(state.generation, state.pid) if unit is not None else None
         if unit is None or incarnation is None:
-            self.nursery.reported_early(connection, state)
+            if self._started or not self.stopping:  # after a start that failed, it is one that was let go
+                self.nursery.reported_early(connection, state)
             return
         unit.reported(incarnation, connection, state)
         self.steering.reported(unit, incarnation)
@@ -375,10 +383,16 @@ class Daemon:
 
     # Stop.
 
-    async def stop(self) -> None:
-        """Graceful, until `stop_now` is set: the schedule first, workers next, their helpers last."""
-        complete = self._started
+    async def stop(self, *, complete: bool) -> None:
+        """Graceful, until `stop_now` is set: the schedule first, workers next, their helpers last.
+
+        Not `complete`, after a start that failed half-way: only what this daemon started. The rest is the next one's
+        to take over.
+        """
         self.state = "stopping"
+        if not complete:
+            self._started = False
+            orphans.let_go(self)
         hurry = self.background(self._hurry())
         if self._xmlrpc is not None:
             self.groups.options.mood = -1  # supervisor's SHUTDOWN
@@ -394,10 +408,9 @@ class Daemon:
             if self._accounts:  # while the agent is there
                 await asyncio.wait(self._accounts, timeout=ACCOUNTS_S)
         hurry.cancel()
-        await asyncio.to_thread(files.remove, self.paths.accepted)
-        await asyncio.to_thread(files.remove, self.paths.settings)
-        if complete:  # after a start that failed half-way, it is still the next one's to read
-            await asyncio.to_thread(files.remove, self.paths.memory)
+        if complete:  # after a start that failed half-way, they are still the next one's, and of those that run on
+            for path in (self.paths.accepted, self.paths.settings, self.paths.memory):
+                await asyncio.to_thread(files.remove, path)
 
     async def _hurry(self) -> None:
         await self.stop_now.wait()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import limetaskd
+from limetaskd.core.settings import Settings
 from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 from limetaskd.daemon.incarnation import Launch
 from limetaskd.plan.diff import FOLLOWED_SETTINGS
@@ -26,6 +27,7 @@ STOP_MARGIN_S = 10.0
 HELPER_STOP_S = 10.0
 BOARD_SLOTS_MIN = 64
 # Helpers run our code: those of another version are replaced, while workers run on until somebody restarts them.
+# After an upgrade they are in any case (orphans.py).
 HELPER: dict[str, object] = {"version": __version__}
 
 
@@ -111,10 +113,22 @@ def node_name(plan: Plan, pool: str, index: int, generation: int) -> str:
     return f"{pool}.{index}.{generation}.{digest}"
 
 
+def said(settings: Settings) -> dict[str, object]:
+    """The settings that are not their defaults.
+
+    So a version that has one setting more does not look like other settings to the workers that run.
+    """
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        if value != default:
+            found[field.name] = value
+    return found
+
+
 def _fingerprint(plan: Plan, document: dict[str, object]) -> str:
-    settings = json.loads(plan.settings.to_json())
-    for live in FOLLOWED_SETTINGS:
-        settings.pop(live, None)
+    settings = {key: value for key, value in said(plan.settings).items() if key not in FOLLOWED_SETTINGS}
     text = json.dumps([settings, plan.python, document], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 from limetaskd.config.load import load
@@ -24,7 +25,13 @@ from limetaskd.daemon.logpump import LogPump, PumpHandler
 from limetaskd.daemon.notify import Notifier
 from limetaskd.daemon.reload import reload_on_request
 from limetaskd.daemon.service import ServiceReporter
-from limetaskd.daemon.upgrade import rehearse_state, replace_process, upgrade_on_request
+from limetaskd.daemon.upgrade import (
+    REASON,
+    rehearse_processes,
+    rehearse_state,
+    replace_process,
+    upgrade_on_request,
+)
 from limetaskd.errors import ConfigError, LimetaskError
 from limetaskd.plan.build import build
 from limetaskd.plan.model import Plan
@@ -85,8 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_CONFIG
     if arguments.rehearse:
         problems = rehearse_state(paths_of(plan))
-        print("\n".join(problems))
-        return EXIT_FAILED if problems else EXIT_OK
+        for problem in problems:
+            print(f"{REASON}{problem}", file=sys.stderr)
+        return EXIT_OK if not problems and rehearse_processes(plan) else EXIT_FAILED
     if arguments.check:
         print(json.dumps(as_document(plan), indent=2) if arguments.json else render(plan))
         return EXIT_OK
@@ -128,7 +136,7 @@ def start(plan: Plan, *, detach: bool) -> int:
         if detach:
             pidfile.write_text(f"{os.getpid()}\n")
         _log_to(logs, plan)
-        code = asyncio.run(serve(plan, logs))
+        code = asyncio.run(serve(plan, logs, replaced=replaced))
         if code == EXIT_REPLACE:
             logs.close()
             signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
@@ -172,8 +180,8 @@ def _log_to(logs: LogPump, plan: Plan) -> None:
         logging.getLogger(noisy).setLevel(max(logging.INFO, logging.getLevelName(plan.logging.level)))
 
 
-async def serve(plan: Plan, logs: LogPump) -> int:
-    """The daemon's life: start, serve, stop."""
+async def serve(plan: Plan, logs: LogPump, *, replaced: bool = False) -> int:
+    """The daemon's life: start, serve, stop. `replaced`: after an upgrade, by the code that is installed now."""
     log.info(
         "limetaskd %s starts (pid %d), configuration %s", __version__, os.getpid(), plan.settings.config_path,
         extra={"action": "starts"},
@@ -181,9 +189,11 @@ async def serve(plan: Plan, logs: LogPump) -> int:
     for warning in plan.warnings:
         log.warning("%s", warning)
     daemon = Daemon(plan, logs)
+    daemon.upgraded = replaced
     handle_signals(daemon)
     control = ControlServer(daemon, plan.control)
     notifier = Notifier(os.environ)
+    served = replace = False
     try:
         control.start()
         guard = Guard(daemon)
@@ -192,22 +202,20 @@ async def serve(plan: Plan, logs: LogPump) -> int:
         ServiceReporter(daemon, notifier).start()
         daemon.background(reload_on_request(daemon))
         daemon.background(upgrade_on_request(daemon))
+        served = True
         await daemon.stop_requested.wait()
-        if daemon.stop_now.is_set():
-            daemon.replacing = False  # told to stop while it was about to be replaced
-        if not daemon.replacing:
+        replace = daemon.replacing  # decided once: a stop that has begun is never turned into a replacement
+        if not replace:
             log.info("stopping", extra={"action": "stopping"})
             notifier.send("STOPPING=1")
     finally:
-        # Also after a start that failed half-way: what was started is stopped.
-        if not daemon.replacing:
-            await daemon.stop()
+        # Also after a start that failed half-way: what was started is stopped, what was taken over runs on.
+        if not replace:
+            await daemon.stop(complete=served)
         await control.close()
         await daemon.close()
-    if daemon.replacing:
+    if replace:
         signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
-        if daemon.stop_after_replacing:
-            os.kill(os.getpid(), signal.SIGTERM)  # blocked: it waits, over the exec, until it can be handled
         return EXIT_REPLACE
     log.info("stopped", extra={"action": "stopped"})
     return EXIT_OK
@@ -220,10 +228,15 @@ def handle_signals(daemon: Daemon) -> None:
     def audited(name: str) -> None:
         daemon.audit.record("shutdown", {"signal": name}, "done", by=Operator("signal"))
 
-    def terminate(name: str) -> None:
-        audited(name)
+    def pass_on(number: int) -> None:
+        """To the newer code. Blocked in this thread, and sent to no other: it waits over the exec."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+        signal.pthread_kill(threading.get_ident(), number)
+
+    def terminate(number: int) -> None:
+        audited(signal.Signals(number).name)
         if daemon.replacing:
-            daemon.stop_after_replacing = True  # the newer code gets it
+            pass_on(number)
             return
         if daemon.stop_requested.is_set():
             log.warning("a second signal: stopping at once", extra={"action": "stop_now"})
@@ -232,11 +245,14 @@ def handle_signals(daemon: Daemon) -> None:
 
     def quit_now() -> None:
         audited("SIGQUIT")
+        if daemon.replacing:
+            pass_on(signal.SIGQUIT)
+            return
         daemon.stop_now.set()
         daemon.stop_requested.set()
 
-    loop.add_signal_handler(signal.SIGTERM, terminate, "SIGTERM")
-    loop.add_signal_handler(signal.SIGINT, terminate, "SIGINT")
+    loop.add_signal_handler(signal.SIGTERM, terminate, signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGINT, terminate, signal.SIGINT)
     loop.add_signal_handler(signal.SIGQUIT, quit_now)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload_requested.set)
     loop.add_signal_handler(signal.SIGUSR1, daemon.logs.reopen)

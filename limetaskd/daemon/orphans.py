@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from limetaskd.core.board import Board, Sentence, Slot, process_start_ticks
 from limetaskd.core.record import ProcessRecord
-from limetaskd.daemon import files
-from limetaskd.daemon.incarnation import BOARD_PATIENCE_S, Launch
+from limetaskd.daemon import files, rolling
+from limetaskd.daemon.incarnation import ADOPTED, BOARD_PATIENCE_S, Incarnation, Launch
 from limetaskd.daemon.launch import STOP_MARGIN_S, Paths
-from limetaskd.daemon.spawner import ProcessRef, find
+from limetaskd.daemon.spawner import Exit, ProcessRef, find
+from limetaskd.daemon.unit import Unit
+from limetaskd.errors import CommandError
 
 if TYPE_CHECKING:
     from limetaskd.daemon.daemon import Daemon
@@ -109,8 +112,11 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
     `stopped`: names that an operator had stopped; what still runs of them goes on finishing.
 
     A name that is not in the plan any more, an older process of a name, or one that was started with other settings
-    drains. A schedule is never run beside another: with other settings it is killed first, it holds no tasks.
+    drains. But where two of a worker live, the newer one may have been about to succeed the older one: that one goes
+    on until the newer one consumes, as in any restart. A schedule is never run beside another: with other settings it
+    is killed first, it holds no tasks. After an upgrade, schedule and agent are replaced: they run our code alone.
     """
+    elders = set()
     for orphan in found:
         record = orphan.record
         unit = daemon.units.get(record.name)
@@ -119,7 +125,17 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
         incarnation = daemon.nursery.take_over(unit, _launch(record), record.generation, orphan.ref, _board(record))
         incarnation.started = started_at(record.start_ticks, orphan.recorded)
         unit.generation = max(unit.generation, record.generation)
-        wanted = unit.current is None and not unit.leftover and record.name not in stopped
+        newest = unit.current
+        if newest is not None and unit.kind == "worker" and unit.name not in elders:
+            elders.add(unit.name)
+            _pair(daemon, unit, incarnation, newest)
+            log.info(
+                "%s: pid %d goes on until pid %d consumes", record.name, record.pid, newest.pid,
+                extra={"action": "adopted"},
+            )  # fmt: skip
+            continue
+        outdated = daemon.upgraded and record.kind != "worker"
+        wanted = newest is None and not outdated and not unit.leftover and record.name not in stopped
         if wanted and unit.launch(record.generation).fingerprint == record.fingerprint:
             unit.adopt(incarnation)
             log.info("%s: pid %d runs on, taken over", record.name, record.pid, extra={"action": "adopted"})
@@ -127,6 +143,46 @@ def take_over(daemon: Daemon, found: list[Orphan], stopped: set[str]) -> None:
         log.info("%s: pid %d finishes its tasks and goes", record.name, record.pid, extra={"action": "leftover"})
         unit.leaving.append(incarnation)
         incarnation.end(now=record.kind != "worker")
+
+
+def _pair(daemon: Daemon, unit: Unit, elder: Incarnation, newest: Incarnation) -> None:
+    """The restart that the dead daemon had begun goes on: `newest` takes the name when it consumes.
+
+    When it had ended already, `elder` says that it drains: then `newest` takes the name at once.
+    """
+    unit.current, unit.successor = elder, newest
+
+    def over(_task: object) -> None:
+        unit.rolling = None
+
+    unit.rolling = daemon.background(_complete(daemon, unit, newest))
+    unit.rolling.add_done_callback(over)
+
+
+async def _complete(daemon: Daemon, unit: Unit, newest: Incarnation) -> None:
+    try:
+        await rolling.complete(daemon, unit, newest)
+    except CommandError as error:
+        log.error("%s", error)
+
+
+def let_go(daemon: Daemon) -> None:
+    """After a start that failed: what was taken over runs on for the next daemon, as if there had been none here."""
+    loop = asyncio.get_running_loop()
+    for unit in daemon.units.values():
+        if unit.rolling is not None:
+            unit.rolling.cancel()
+        for incarnation in unit.processes():
+            if incarnation.origin != ADOPTED:
+                continue
+            loop.remove_reader(incarnation.ref.pidfd)
+            incarnation.ref.close()  # no signal reaches it any more
+            incarnation.exited.set_result(Exit())  # nobody here waits for it
+            if incarnation.board is not None:
+                incarnation.board.close()
+                incarnation.board = None
+            unit.let_go(incarnation)
+            log.info("%s: pid %d runs on without a daemon", unit.name, incarnation.pid, extra={"action": "let_go"})
 
 
 def started_at(start_ticks: int, recorded: float) -> float:

@@ -67,6 +67,11 @@ async def _succeed(daemon: Daemon, unit: Unit) -> None:
         # Stopped at this very moment: what is being born must not stay behind.
         birth.add_done_callback(lambda done: _unwanted(unit, done))
         raise
+    await complete(daemon, unit, successor)
+
+
+async def complete(daemon: Daemon, unit: Unit, successor: Incarnation) -> None:
+    """Wait until the successor consumes, then it takes the name. Raises CommandError: it is ended then."""
     begun = time.monotonic()
     try:
         while not successor.consumes and unit.current is not successor:

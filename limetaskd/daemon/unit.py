@@ -49,6 +49,7 @@ class Host(Protocol):
     def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]: ...
     async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation: ...
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None: ...
+    def remove_if_gone(self, unit: Unit) -> None: ...
 
 
 class Unit:
@@ -144,7 +145,9 @@ class Unit:
 
     def remember(self) -> UnitMemory:
         """What the next daemon should know."""
-        return UnitMemory(self.restarts, tuple(self._deaths), self.state in {engine.STOPPED, engine.STOPPING})
+        # One that stops in order to start again was not stopped by anybody.
+        stopped = self.state in {engine.STOPPED, engine.STOPPING} and not self._start_again
+        return UnitMemory(self.restarts, tuple(self._deaths), stopped)
 
     def recall(self, memory: UnitMemory, *, same_boot: bool) -> None:
         """What the last daemon knew."""
@@ -194,6 +197,7 @@ class Unit:
             self.machine.spawnerr = str(error)
             if self.state == engine.STOPPING:
                 self._stopped()
+                self._host.remove_if_gone(self)
                 return
             hopeless = isinstance(error, FileNotFoundError | PermissionError)
             self._after_death(f"cannot be started: {error}", fatal=hopeless)
@@ -228,6 +232,17 @@ class Unit:
         self.generation = incarnation.generation
         self.current = incarnation
         self.machine.change_state(engine.STARTING)
+
+    def let_go(self, incarnation: Incarnation) -> None:
+        """It is ours no longer, and runs on."""
+        if incarnation is self.successor:
+            self.successor = None
+        elif incarnation in self.leaving:
+            self.leaving.remove(incarnation)
+        elif incarnation is self.current:
+            self.current = None
+            self.machine.change_state(engine.STOPPED)
+        self.pulse()
 
     def died(self, incarnation: Incarnation, how: Exit) -> None:
         """One of our processes is dead."""
@@ -272,11 +287,7 @@ class Unit:
 
     def _after_death(self, reason: str, *, fatal: bool) -> None:
         if self.successor is not None:
-            # A rolling restart was under way: its successor takes over at once.
-            self.current, self.successor = self.successor, None
-            self.machine.change_state(engine.STARTING)
-            if self.current.report is not None:
-                self._follow_phase(self.current.report)
+            self._inherit(self.successor)
             return
         now = time.monotonic()
         policy = self._host.restart_policy()
@@ -301,6 +312,13 @@ class Unit:
         self.machine.change_state(engine.FATAL if is_fatal else engine.BACKOFF)
         self.retry_at = now + delay
         self._timer = asyncio.get_running_loop().call_later(delay, self._retry)
+
+    def _inherit(self, successor: Incarnation) -> None:
+        """A rolling restart was under way: its successor takes over at once."""
+        self.current, self.successor = successor, None
+        self.machine.change_state(engine.STARTING)
+        if successor.report is not None:
+            self._follow_phase(successor.report)
 
     def _retry(self) -> None:
         self._timer = None
@@ -353,6 +371,9 @@ class Unit:
         self.current = None
         self.leaving.append(incarnation)
         incarnation.end()
+        if self.successor is not None:
+            self._inherit(self.successor)
+            return
         self.machine.change_state(engine.EXITED)
         self._spawn()
 

@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,18 +21,23 @@ from limetaskd.core.record import ProcessRecord
 from limetaskd.core.redact import redact_text
 from limetaskd.daemon import files
 from limetaskd.daemon.daemon import Daemon
-from limetaskd.daemon.launch import Paths
+from limetaskd.daemon.incarnation import launch_environment
+from limetaskd.daemon.launch import BOOT, Paths
 from limetaskd.daemon.lock import LOCK_VARIABLE
 from limetaskd.daemon.pools import Scales
 from limetaskd.daemon.spawner import Exit, ProcessRef, spawn
 from limetaskd.daemon.steering import parse_saved
 from limetaskd.daemon.succession import Memory
+from limetaskd.daemon.unit import EX_CONFIG
 from limetaskd.errors import CommandError, LimetaskError
 from limetaskd.plan.model import Plan
 
 log = logging.getLogger("limetaskd.upgrade")
 
-REHEARSAL_TIMEOUT_S = 60.0
+# Task modules may need long for their imports, and each environment of pools imports them once.
+REHEARSAL_TIMEOUT_S = 180.0
+KILLED_S = 5.0
+REASON = "limetaskd: "  # what begins so in a rehearsal's output is meant for the operator
 _REASON_LINES = 5
 
 
@@ -64,17 +70,15 @@ async def upgrade_on_request(daemon: Daemon) -> None:
 async def upgrade(daemon: Daemon) -> dict[str, Any]:
     """Rehearse, then let the loop end so that `main` can exec. Raises CommandError; then nothing has changed."""
     async with daemon.change_lock:
-        units = daemon.units.values()
-        rolling = [unit.name for unit in units if unit.rolling is not None or unit.successor is not None]
-        if rolling:
-            raise CommandError(f"{', '.join(rolling)} is being restarted: upgrade when that is done")
+        _require_calm(daemon)
         daemon.events.emit("upgrade_started")
         try:
             await _rehearse(daemon)
+            await _save_memory(daemon)
+            _require_calm(daemon)  # the rehearsal took a while: a stop or a restart may have begun
         except CommandError as error:
             daemon.events.emit("upgrade_refused", reason=str(error))
             raise
-        await daemon.keeper.save_memory()
         log.info("the installed code passed its rehearsal: replacing this process", extra={"action": "upgrade"})
         daemon.replacing = True
         daemon.state = "replacing"
@@ -82,13 +86,30 @@ async def upgrade(daemon: Daemon) -> dict[str, Any]:
     return {"replacing": True, "pid": os.getpid()}
 
 
+def _require_calm(daemon: Daemon) -> None:
+    """Raises CommandError when the daemon is not up, or a restart is under way."""
+    daemon.require_running()
+    units = daemon.units.values()
+    rolling = [unit.name for unit in units if unit.rolling is not None or unit.successor is not None]
+    if rolling:
+        raise CommandError(f"{', '.join(rolling)} is being restarted: upgrade when that is done")
+
+
+async def _save_memory(daemon: Daemon) -> None:
+    try:
+        await daemon.keeper.save_memory()
+    except OSError as error:
+        raise CommandError(f"{daemon.paths.memory} cannot be written for the new code: {error.strerror}") from error
+
+
 async def _rehearse(daemon: Daemon) -> None:
-    """Run the installed code over our configuration and our saved state, in a process of its own."""
+    """Run the installed code over our configuration, our saved state and the task modules, in a process of its own."""
     output = Path(daemon.paths.runtime_dir) / "rehearsal.log"
     await asyncio.to_thread(files.remove, str(output))
-    environ = {key: value for key, value in os.environ.items() if key != "NOTIFY_SOCKET"}
+    command = [*command_line(daemon.plan, detached=False), "--rehearse"]
     try:
-        ref = spawn([*command_line(daemon.plan, detached=False), "--rehearse"], environ, str(output))
+        # It imports task modules: no protection of ours from the OOM killer is for them.
+        ref = spawn(command, launch_environment({}), str(output), protected=False)
     except OSError as error:
         raise CommandError(f"the installed code cannot be started: {error}") from error
     daemon.nursery.strangers_to_keep.add(ref.pid)
@@ -96,13 +117,31 @@ async def _rehearse(daemon: Daemon) -> None:
         how = await _ended(ref)
     finally:
         daemon.nursery.strangers_to_keep.discard(ref.pid)
+    if how is None:
+        raise CommandError(f"the rehearsal of the installed code was not done after {REHEARSAL_TIMEOUT_S:.0f} s")
     if how.status != 0:
-        text = await asyncio.to_thread(files.read, str(output)) or ""
-        lines = [line for line in redact_text(text).splitlines() if line.strip()][-_REASON_LINES:]
+        text = await asyncio.to_thread(_read_output, output)
+        lines = reasons(redact_text(text))
         raise CommandError(f"the installed code failed its rehearsal ({how}): " + " | ".join(lines))
 
 
-async def _ended(ref: ProcessRef) -> Exit:
+def _read_output(path: Path) -> str:
+    """What the rehearsal printed; task modules may print any bytes."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+
+
+def reasons(text: str) -> list[str]:
+    """Of a rehearsal's output, what an operator should read: the lines meant for him, else the last ones."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    meant = [line.removeprefix(REASON) for line in lines if line.startswith(REASON)]
+    return (meant or lines)[-_REASON_LINES:]
+
+
+async def _ended(ref: ProcessRef) -> Exit | None:
+    """How it ended; None: it was killed, because it was late. Whoever stops waiting kills it, too."""
     loop = asyncio.get_running_loop()
     dead = loop.create_future()
 
@@ -111,16 +150,48 @@ async def _ended(ref: ProcessRef) -> Exit:
             dead.set_result(None)
 
     loop.add_reader(ref.pidfd, end)
+    late = False
     try:
-        async with asyncio.timeout(REHEARSAL_TIMEOUT_S):
-            await dead
-    except TimeoutError:
-        await asyncio.to_thread(ref.kill_tree)
+        await asyncio.wait([dead], timeout=REHEARSAL_TIMEOUT_S)
+        late = not dead.done()
     finally:
+        if not dead.done():
+            await asyncio.to_thread(ref.kill_tree)
+            await asyncio.wait([dead], timeout=KILLED_S)
         loop.remove_reader(ref.pidfd)
-        result = ref.reap()
+        how = ref.reap() if dead.done() else None  # never a wait for what does not die: it would block the loop
         ref.close()
-    return result
+    return None if late else how
+
+
+def rehearse_processes(plan: Plan) -> bool:
+    """In the new code: can its processes be imported, with the task modules? The reasons go to standard error.
+
+    In the interpreters and environments that they will have, on the settings of now; nothing connects to a broker.
+    """
+    text = plan.settings.to_json().encode()
+    runs: list[tuple[str, tuple[str, ...], dict[str, str]]] = []
+    python = plan.python or sys.executable
+    if plan.python is not None:
+        runs.append((sys.executable, ("agent",), {}))
+    kinds = ("worker", "beat", *(("image",) if plan.preload else ()), *(("agent",) if plan.python is None else ()))
+    environments = {tuple(sorted(pool.env.items())) for pool in plan.pools}
+    runs += [(python, kinds, dict(extra)) for extra in sorted(environments)]
+    for program, these, extra in runs:
+        try:
+            done = subprocess.run(
+                [program, BOOT, "rehearse", *these], input=text, env=launch_environment(extra),
+                timeout=REHEARSAL_TIMEOUT_S, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            sys.stderr.write(f"{REASON}the processes cannot be rehearsed: {error}\n")
+            return False
+        if done.returncode not in {0, EX_CONFIG}:  # it died before it could say why
+            how = Exit(signal=-done.returncode) if done.returncode < 0 else Exit(status=done.returncode)
+            sys.stderr.write(f"{REASON}the processes cannot be imported: {how}\n")
+        if done.returncode != 0:
+            return False
+    return True
 
 
 def rehearse_state(paths: Paths) -> list[str]:

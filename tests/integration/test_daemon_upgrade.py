@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.crm import SOURCE, configuration
-from tests.support.daemon import ROOT, Daemon
+from tests.support.daemon import ROOT, Daemon, command
 from tests.support.sender import Sender
 from tests.support.waiting import wait_until
 
@@ -133,3 +136,284 @@ def test_a_version_that_fails_its_rehearsal_leaves_the_old_one_in_charge(daemon:
     assert "limetaskd.strategy" in done.stderr
     assert daemon.worker("asap:0")["pid"] == pid
     assert daemon.stop() == 0
+
+
+def edit(daemon: Daemon, file: str, old: str, new: str) -> None:
+    """Change the installed code at one place."""
+    path = daemon.folder / "code" / "limetaskd" / file
+    text = path.read_text()
+    assert text.count(old) == 1, f"{file} has {text.count(old)} times {old!r}"
+    path.write_text(text.replace(old, new))
+
+
+def hold_rehearsal(daemon: Daemon) -> tuple[Path, Path]:
+    """The next rehearsal touches the first file and goes on when the second one is there."""
+    begun, gate = daemon.folder / "rehearsal-begun", daemon.folder / "rehearsal-gate"
+    line = "        problems = rehearse_state(paths_of(plan))\n"
+    wait = (
+        "        import time\n"
+        f"        Path({str(begun)!r}).touch()\n"
+        f"        while not Path({str(gate)!r}).exists():\n"
+        "            time.sleep(0.01)\n"
+    )
+    edit(daemon, "daemon/main.py", line, line + wait)
+    return begun, gate
+
+
+def in_background(daemon: Daemon, *arguments: str) -> subprocess.Popen[str]:
+    """`limetaskctl` that runs on while the test does; ended with its daemon."""
+    return subprocess.Popen(
+        [command("limetaskctl"), "--socket", daemon.endpoint, *arguments],
+        env=daemon.environment, cwd=daemon.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def starts(daemon: Daemon) -> int:
+    return len([record for record in daemon.logs() if record.get("action") == "starts"])
+
+
+def test_a_stop_during_the_rehearsal_is_not_undone(daemon: Daemon) -> None:
+    gate, started = daemon.folder / "gate", daemon.folder / "started"
+    with Sender(daemon) as sender:
+        running = sender.send("crm.wait_for", str(gate), str(started))
+        wait_until(started.exists)
+        begun, go = hold_rehearsal(daemon)
+        upgrade = in_background(daemon, "upgrade")
+        wait_until(begun.exists)
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: [record for record in daemon.logs() if record.get("action") == "stopping"])
+        go.touch()
+        said, _ = upgrade.communicate(timeout=60)
+        assert upgrade.returncode == 1
+        assert "limetaskd is stopping" in said
+        gate.touch()
+        assert isinstance(sender.result(running), int)
+    assert daemon.wait_exit(60) == 0
+    assert starts(daemon) == 1
+    assert daemon.processes() == []
+
+
+def test_a_stop_does_not_wait_for_a_rehearsal(daemon: Daemon) -> None:
+    begun, _never = hold_rehearsal(daemon)
+    upgrade = in_background(daemon, "upgrade")
+    wait_until(begun.exists)
+    assert daemon.stop(40) == 0
+    upgrade.communicate(timeout=60)
+    assert daemon.processes() == []
+    assert starts(daemon) == 1
+
+
+SLOW = """
+    import os, time
+    from pathlib import Path
+    FOLDER = Path({folder!r})
+    if (FOLDER / "hold").exists():
+        (FOLDER / "held").touch()
+        while not (FOLDER / "go").exists():
+            time.sleep(0.01)
+        if (FOLDER / "break").exists():
+            raise ImportError("half of a module")
+"""
+
+
+def hold_successor(daemon: Daemon) -> tuple[Path, subprocess.Popen[str], int]:
+    """Begin a restart of asap:0 whose new process hangs in its imports: what lets it go on, the restart, its pid."""
+    for name in ("held", "go"):
+        (daemon.folder / name).unlink(missing_ok=True)
+    (daemon.folder / "hold").touch()
+    before = {process.pid for process in daemon.named("asap:0")}
+    restart = in_background(daemon, "restart", "asap")
+    wait_until((daemon.folder / "held").exists)
+    new = [process.pid for process in daemon.named("asap:0") if process.pid not in before]
+    return daemon.folder / "go", restart, new[0]
+
+
+def test_the_process_that_consumes_outlives_a_restart_that_fails_after_a_kill_or_beside_an_upgrade(
+    amqp_url: str, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    daemon = make_daemon(configuration(amqp_url, redis_url, preload=False, strategy="dedicated"))
+    daemon.module("crmtasks", SLOW.format(folder=str(daemon.folder)))
+    shutil.copytree(ROOT / "limetaskd", daemon.folder / "code" / "limetaskd")
+    daemon.environment["PYTHONPATH"] = os.pathsep.join([str(daemon.folder / "code"), daemon.environment["PYTHONPATH"]])
+    daemon.start()
+    daemon.wait_running()
+    old = daemon.worker("asap:0")["pid"]
+
+    # Beside an upgrade: refused, the old version and the old process go on.
+    begun, gate = hold_rehearsal(daemon)
+    upgrade = in_background(daemon, "upgrade")
+    wait_until(begun.exists)
+    go, restart, _new = hold_successor(daemon)
+    (daemon.folder / "break").touch()
+    (daemon.folder / "hold").rename(daemon.folder / "held-back")  # the rehearsal itself imports well
+    gate.touch()
+    said, _ = upgrade.communicate(timeout=60)
+    assert upgrade.returncode == 1
+    assert "asap:0 is being restarted" in said
+    go.touch()
+    restart.communicate(timeout=60)
+    assert daemon.worker("asap:0")["pid"] == old
+    assert daemon.worker("asap:0")["ready"]
+
+    # The daemon is killed meanwhile: the next one finds both, and the newer one dies.
+    go, restart, new = hold_successor(daemon)
+    daemon.kill()
+    restart.communicate(timeout=60)
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"])
+    go.touch()
+    wait_until(lambda: not psutil.pid_exists(new) and daemon.worker("asap:0"))
+    assert daemon.worker("asap:0")["pid"] == old
+    assert daemon.worker("asap:0")["draining"] == []
+    assert daemon.worker("asap:0")["ready"]
+
+    # The same, and the newer one consumes: the restart is completed.
+    (daemon.folder / "break").unlink()
+    go, restart, new = hold_successor(daemon)
+    daemon.kill()
+    restart.communicate(timeout=60)
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"])
+    assert daemon.worker("asap:0")["pid"] == old
+    go.touch()
+    wait_until(lambda: daemon.worker("asap:0")["pid"] == new and daemon.worker("asap:0")["ready"])
+    wait_until(lambda: not psutil.pid_exists(old))
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def helper_pids(daemon: Daemon) -> dict[str, int]:
+    status = daemon.status()
+    assert status is not None
+    found = {helper["name"]: helper["pid"] for helper in status["daemon"]["helpers"]}
+    return {**found, "beat": status["daemon"]["beat"]["pid"]}
+
+
+def test_the_same_version_with_one_setting_more_replaces_the_helpers_alone(daemon: Daemon) -> None:
+    names = ("default:0", "asap:0", "background:0")
+    workers = {name: daemon.worker(name)["pid"] for name in names}
+    helpers = helper_pids(daemon)
+    line = "    scheduled_tasks: bool = True\n"
+    edit(daemon, "core/settings.py", line, line + "    one_more: dict[str, Any] = field(default_factory=dict)\n")
+    daemon.ctl("upgrade")
+    assert {name: daemon.worker(name)["pid"] for name in names} == workers
+    assert all(daemon.worker(name)["draining"] == [] for name in names)
+    wait_until(lambda: all(helper_pids(daemon).values()))
+    assert not set(helper_pids(daemon).values()) & set(helpers.values())
+
+
+def test_processes_that_cannot_be_imported_refuse_an_upgrade(daemon: Daemon) -> None:
+    for module in ("agent.main", "beat.main", "worker.main", "worker.image"):
+        path = daemon.folder / "code" / "limetaskd" / f"{module.replace('.', '/')}.py"
+        good = path.read_text()
+        path.write_text("raise ImportError('half an installation')\n")
+        refused(daemon, f"cannot import limetaskd.{module}: ImportError: half an installation")
+        path.write_text(good)
+
+
+def refused(daemon: Daemon, reason: str) -> None:
+    """An upgrade is refused for `reason`, in one line, and leaves nothing behind."""
+    before = starts(daemon)
+    done = daemon.run_ctl("upgrade")
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "internal error" not in done.stderr
+    assert starts(daemon) == before
+    left = {"--rehearse", "rehearse", "sleep"}
+    assert not [process for process in daemon.processes() if left & set(arguments(process))]
+    assert daemon.worker("asap:0")["ready"]
+
+
+def arguments(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_task_modules_and_a_full_disk_refuse_an_upgrade(daemon: Daemon) -> None:
+    daemon.module("crmtasks", SOURCE + "\n    import subprocess\n    subprocess.Popen(['sleep', '600'])\n    1 / 0\n")
+    refused(daemon, "cannot import crmtasks: ZeroDivisionError: division by zero")
+    daemon.module("crmtasks", SOURCE)
+    begun, gate = hold_rehearsal(daemon)
+    upgrade = in_background(daemon, "upgrade")
+    wait_until(begun.exists)
+    memory = daemon.runtime_dir / "memory.json"
+    memory.unlink()
+    memory.mkdir()
+    gate.touch()
+    said, _ = upgrade.communicate(timeout=60)
+    assert upgrade.returncode == 1
+    assert f"{memory} cannot be written" in said
+    assert starts(daemon) == 1
+    memory.rmdir()
+    daemon.ctl("upgrade")
+    assert starts(daemon) == 2
+
+
+def test_a_start_that_fails_leaves_what_it_took_over_to_the_next_one(make_daemon: MakeDaemon) -> None:
+    made = {"limetaskd": {"imports": ["crmtasks"], "strategy": "all-in-one", "supervisor_socket": True}}
+    daemon = make_daemon(made, embedded=True)
+    daemon.module("crmtasks", SOURCE)
+    shutil.copytree(ROOT / "limetaskd", daemon.folder / "code" / "limetaskd")
+    daemon.environment["PYTHONPATH"] = os.pathsep.join([str(daemon.folder / "code"), daemon.environment["PYTHONPATH"]])
+    daemon.start()
+    status = daemon.wait_running()
+    (worker,) = [worker for pool in status["pools"] for worker in pool["workers"]]
+    server = helper_pids(daemon)["limetaskd:broker"]
+    gate, started = daemon.folder / "gate", daemon.folder / "started"
+    with Sender(daemon) as sender:
+        running = sender.send("crm.wait_for", str(gate), str(started))
+        wait_until(started.exists)
+
+        # A socket cannot be bound.
+        daemon.kill()
+        blocked = daemon.runtime_dir / "supervisor.sock"
+        blocked.unlink()
+        (blocked / "x").mkdir(parents=True)
+        daemon.start()
+        assert daemon.wait_exit(60) == 1
+        shutil.rmtree(blocked)
+        daemon.start()
+        daemon.wait_running()
+        assert daemon.worker(worker["name"])["pid"] == worker["pid"]
+        assert helper_pids(daemon)["limetaskd:broker"] == server
+
+        # The newer code passes its rehearsal and fails later, with everything taken over.
+        good, broken = "        guard.start()\n", "        raise LimetaskError('no such thing')\n"
+        edit(daemon, "daemon/main.py", good, broken)
+        upgrade = in_background(daemon, "upgrade")
+        assert daemon.wait_exit(60) == 1
+        upgrade.kill()  # it would wait for the newer code for a while
+        upgrade.communicate()
+        edit(daemon, "daemon/main.py", broken, good)
+        daemon.start()
+        daemon.wait_running()
+        assert daemon.worker(worker["name"])["pid"] == worker["pid"]
+        assert daemon.worker(worker["name"])["active"] == 1
+        assert helper_pids(daemon)["limetaskd:broker"] == server
+        gate.touch()
+        assert isinstance(sender.result(running), int)
+        assert len(wait_until(lambda: daemon.records(running))) == 1
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_a_schedule_whose_daemon_is_killed_while_it_restarts_comes_back(daemon: Daemon) -> None:
+    status = daemon.status()
+    assert status is not None
+    beat = status["daemon"]["beat"]
+    os.kill(beat["pid"], signal.SIGSTOP)  # it does not end
+    restart = in_background(daemon, "restart", beat["name"])
+    memory = daemon.runtime_dir / "memory.json"
+    wait_until(lambda: daemon.status()["daemon"]["beat"]["state"] == "STOPPING")  # type: ignore[index]
+    since = memory.stat().st_mtime_ns
+    daemon.ctl("stop", "background")  # any event saves the memory again
+    wait_until(lambda: memory.stat().st_mtime_ns > since)
+    daemon.kill()
+    restart.communicate(timeout=60)
+    os.kill(beat["pid"], signal.SIGKILL)
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.status()["daemon"]["beat"]["state"] == "RUNNING", 60)  # type: ignore[index]
+    assert daemon.worker("background:0")["state"] == "STOPPED"

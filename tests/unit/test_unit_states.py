@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import os
 import signal
 import time
@@ -51,6 +52,8 @@ class Host:
         self.events = SimpleNamespace(emit=lambda *_args, **_fields: None)
         self.births: list[Process] = []
         self.tasks: list[asyncio.Task[Any]] = []
+        self.gone: list[str] = []  # units of which nothing runs any more, maybe
+        self.called_off = asyncio.Event()
 
     def restart_policy(self) -> RestartPolicy:
         return RestartPolicy()
@@ -61,10 +64,16 @@ class Host:
         return self.tasks[-1]
 
     async def bring_to_life(self, _unit: Unit, _launch: Any, _generation: int) -> Process:
+        if not self.births:
+            await self.called_off.wait()
+            raise OSError(errno.ECANCELED, "stopped meanwhile")
         return self.births.pop(0)
 
     def process_died(self, _unit: Unit, _incarnation: Process) -> None:
         """Nothing to account for."""
+
+    def remove_if_gone(self, unit: Unit) -> None:
+        self.gone.append(unit.name)
 
 
 @pytest.fixture
@@ -166,5 +175,36 @@ def test_a_process_that_never_speaks_is_given_two_minutes() -> None:
             assert silent.hung() is hangs
         silent.launch = dataclasses.replace(silent.launch, silence_matters=False)
         assert silent.hung() is False
+
+    asyncio.run(run())
+
+
+def test_the_successor_takes_over_from_a_process_that_is_told_to_stop_by_hand(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        old, successor, restart = await running(unit, host)
+        unit.reported(old, None, State(unit.name, old.generation, old.pid, Phase.DRAINING))  # type: ignore[arg-type]
+        assert unit.current is successor
+        assert unit.leaving == [old]
+        consume(successor, unit)
+        async with asyncio.timeout(5):
+            await restart
+        assert unit.processes() == [successor, old]
+        assert unit.state == engine.RUNNING
+
+    asyncio.run(run())
+
+
+def test_a_birth_that_is_called_off_is_the_end_of_a_name_that_nobody_wants(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        unit.start()
+        await asyncio.sleep(0)
+        unit.leftover = True
+        unit.stop()
+        assert host.gone == []
+        host.called_off.set()
+        async with asyncio.timeout(5):
+            await unit.stopped()
+        assert unit.state == engine.STOPPED
+        assert host.gone == [unit.name]
 
     asyncio.run(run())

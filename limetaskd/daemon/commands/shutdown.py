@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 from limetaskd.daemon.control.protocol import Params, take
@@ -9,7 +11,11 @@ from limetaskd.daemon.daemon import Daemon
 
 
 async def run(daemon: Daemon, params: Params) -> dict[str, Any]:
-    if take(params, {"now": (bool,)})["now"]:
+    now = take(params, {"now": (bool,)})["now"]
+    if daemon.replacing:
+        os.kill(os.getpid(), signal.SIGQUIT if now else signal.SIGTERM)  # passed on to the newer code, as a signal is
+        return {"stopping": True}
+    if now:
         daemon.stop_now.set()
     daemon.stop_requested.set()
     return {"stopping": True}
