@@ -12,6 +12,7 @@ from the code as it is then. It leaves without what modules registered for the e
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import gc
@@ -366,7 +367,7 @@ class Image:
 
 
 def main(spec: ProcessSpec) -> int:
-    """Until the daemon is gone (0), or at once when it cannot fork (78, EX_CONFIG). In a child: that process's life."""
+    """In a forked process: its life, and its exit code. The image itself does not return, but without a daemon (0)."""
     end_with_daemon()
     settings = begin(spec)
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
@@ -384,7 +385,11 @@ def main(spec: ProcessSpec) -> int:
         image.phase, image.reason = Phase.FAILED, one_line(error)
         logger.error("workers are not forked from an image: %s", image.reason, extra={"action": "preload_failed"})
         image.report()
-        return EX_CONFIG
+        try:
+            atexit._run_exitfuncs()  # nobody shares what the imports made: it is cleaned up here
+        finally:
+            flush()
+            os._exit(EX_CONFIG)  # the interpreter's own exit waits for threads, and workers wait for this
     image.phase = Phase.CONSUMING
     image.report()
     logger.info(
