@@ -13,6 +13,7 @@ from the code as it is then. It leaves without what modules registered for the e
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import errno
 import gc
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 EX_CONFIG = 78
 SPARE = "limetaskd:spare"
 CONNECT_TIMEOUT_S = 10.0
+HEARING_TIMEOUT_S = 1.0
 # A spare is made when nothing was asked for so long: longer than a worker needs to its first task.
 QUIET_S = 0.25
 _PR_SET_PDEATHSIG = 1
@@ -208,6 +210,16 @@ class Image:
                 self._socket.send(packet)
         except OSError as error:
             logger.info("the daemon does not hear any more: %s", error)  # the next look at the socket ends this
+
+    def await_hearing(self) -> None:
+        """Until the daemon has read all and hung up: it may notice the end of a process before its last words."""
+        if self._socket is None:
+            return
+        with contextlib.suppress(OSError):  # it is gone, or too slow
+            self._socket.settimeout(HEARING_TIMEOUT_S)
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(MAX_BYTES):
+                pass
 
     def run(self) -> ProcessSpec | None:
         """Serve until the daemon goes or says `drain`."""
@@ -385,6 +397,7 @@ def main(spec: ProcessSpec) -> int:
         image.phase, image.reason = Phase.FAILED, one_line(error)
         logger.error("workers are not forked from an image: %s", image.reason, extra={"action": "preload_failed"})
         image.report()
+        image.await_hearing()
         try:
             atexit._run_exitfuncs()  # nobody shares what the imports made: it is cleaned up here
         finally:
