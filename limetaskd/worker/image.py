@@ -12,6 +12,8 @@ from the code as it is then. It leaves without what modules registered for the e
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import ctypes
 import errno
 import gc
@@ -45,6 +47,7 @@ logger = logging.getLogger(__name__)
 EX_CONFIG = 78
 SPARE = "limetaskd:spare"
 CONNECT_TIMEOUT_S = 10.0
+HEARING_TIMEOUT_S = 1.0
 # A spare is made when nothing was asked for so long: longer than a worker needs to its first task.
 QUIET_S = 0.25
 _PR_SET_PDEATHSIG = 1
@@ -208,6 +211,16 @@ class Image:
         except OSError as error:
             logger.info("the daemon does not hear any more: %s", error)  # the next look at the socket ends this
 
+    def await_hearing(self) -> None:
+        """Until the daemon has read all and hung up: it may notice the end of a process before its last words."""
+        if self._socket is None:
+            return
+        with contextlib.suppress(OSError):  # it is gone, or too slow
+            self._socket.settimeout(HEARING_TIMEOUT_S)
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._socket.recv(MAX_BYTES):
+                pass
+
     def run(self) -> ProcessSpec | None:
         """Serve until the daemon goes or says `drain`."""
         try:
@@ -366,7 +379,7 @@ class Image:
 
 
 def main(spec: ProcessSpec) -> int:
-    """Until the daemon is gone (0), or at once when it cannot fork (78, EX_CONFIG). In a child: that process's life."""
+    """In a forked process: its life, and its exit code. The image itself does not return, but without a daemon (0)."""
     end_with_daemon()
     settings = begin(spec)
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
@@ -384,7 +397,12 @@ def main(spec: ProcessSpec) -> int:
         image.phase, image.reason = Phase.FAILED, one_line(error)
         logger.error("workers are not forked from an image: %s", image.reason, extra={"action": "preload_failed"})
         image.report()
-        return EX_CONFIG
+        image.await_hearing()
+        try:
+            atexit._run_exitfuncs()  # nobody shares what the imports made: it is cleaned up here
+        finally:
+            flush()
+            os._exit(EX_CONFIG)  # the interpreter's own exit waits for threads, and workers wait for this
     image.phase = Phase.CONSUMING
     image.report()
     logger.info(

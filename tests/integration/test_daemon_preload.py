@@ -168,7 +168,7 @@ def test_a_pool_with_an_environment_of_its_own_is_started_by_exec(start: Callabl
 
 THREAD = """
     import threading, time
-    threading.Thread(target=time.sleep, args=(3600,), daemon=True, name='poller').start()
+    threading.Thread(target=time.sleep, args=(3600,), name='poller').start()
 """
 LOCK = "import multiprocessing\nLOCK = multiprocessing.Lock()\n"
 TEMPORARY = "import tempfile\nFOLDER = tempfile.TemporaryDirectory()\n"
