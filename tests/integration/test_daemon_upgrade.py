@@ -408,9 +408,8 @@ def test_a_schedule_whose_daemon_is_killed_while_it_restarts_comes_back(daemon: 
     restart = in_background(daemon, "restart", beat["name"])
     memory = daemon.runtime_dir / "memory.json"
     wait_until(lambda: daemon.status()["daemon"]["beat"]["state"] == "STOPPING")  # type: ignore[index]
-    since = memory.stat().st_mtime_ns
     daemon.ctl("stop", "background")  # any event saves the memory again
-    wait_until(lambda: memory.stat().st_mtime_ns > since)
+    wait_until(lambda: json.loads(memory.read_text())["units"]["background:0"]["stopped"])
     daemon.kill()
     restart.communicate(timeout=60)
     os.kill(beat["pid"], signal.SIGKILL)
