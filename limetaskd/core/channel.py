@@ -23,6 +23,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from limetaskd.core.documents import loads
 from limetaskd.errors import ChannelError
 
 CHANNEL_VERSION = 1
@@ -96,8 +97,8 @@ def encode(message: Message) -> bytes:
 def decode(packet: bytes) -> Message:
     """Raises ChannelError, with the reason, for anything that is not a message of this version."""
     try:
-        document = json.loads(packet)
-    except (ValueError, RecursionError) as error:
+        document = loads(packet)
+    except ValueError as error:
         raise ChannelError(f"not JSON: {error}") from error
     if not isinstance(document, dict):
         raise ChannelError("not a JSON object")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 
-def loads(text: str | bytes) -> Any:
-    """As `json.loads`, but whatever is wrong with the text is a ValueError, deep nesting too."""
+def loads(text: str | bytes, parse: Callable[[Any], Any] = json.loads) -> Any:
+    """As `parse`, but whatever is wrong with the text is a ValueError, deep nesting too."""
     try:
-        return json.loads(text)
+        return parse(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error

@@ -8,12 +8,12 @@ import itertools
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from limetaskd.core.channel import MAX_BYTES, Command, Event, Reply, State, decode, encode
+from limetaskd.core.peer import peer_pid
 from limetaskd.errors import ChannelError, CommandError, NoAnswerError
 
 log = logging.getLogger("limetaskd.channel")
@@ -24,8 +24,7 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        self.peer_pid: int = struct.unpack("3i", credentials)[0]
+        self.peer_pid = peer_pid(sock)
         self.state: State | None = None
         self._numbers = itertools.count(1)
         self._sending = asyncio.Lock()

@@ -51,7 +51,7 @@ FROZEN_S = 3 * TICK_S
 BROKER_POLL_S = 0.05
 BROKER_PATIENCE_S = 15.0
 CLOSE_S = 5.0
-BIRTH_S = 0.05
+BIRTH_S = 0.05  # what follows a death waits so long for the replacement, which needs the processor
 ACCOUNTS_S = 15.0  # at a stop, for what is left to say of tasks that were killed
 
 

@@ -26,4 +26,3 @@ async def each(units: Sequence[Unit], action: Callable[[Unit], Awaitable[str]]) 
     if failures:
         raise CommandError("; ".join(failures))
     return {"changed": changed}
-

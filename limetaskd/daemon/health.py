@@ -101,12 +101,13 @@ async def dump(daemon: Daemon, unit: Unit, incarnation: Incarnation) -> str | No
     slots = incarnation.board.read() if incarnation.board is not None else []
     asked = process_state(incarnation.pid) not in "TZX" and incarnation.ref.signal(DUMP_SIGNAL)
     for slot in slots:
-        if slot.running is None or slot.pid == incarnation.pid or process_state(slot.pid) in "TZX":
+        if slot.running is None or slot.pid == incarnation.pid:
             continue
         # The slot of a child that crashed names it for long: its pid may be somebody else's by now.
         child = find(slot.pid, slot.start_ticks)
         if child is not None:
-            asked = child.signal(DUMP_SIGNAL) or asked
+            if process_state(child.pid) != "T":
+                asked = child.signal(DUMP_SIGNAL) or asked
             child.close()
     deadline = time.monotonic() + DUMP_S
     size = before

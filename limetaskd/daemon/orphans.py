@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 import socket
-import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limetaskd.core.board import Board, Sentence, Slot, process_start_ticks
+from limetaskd.core.peer import peer_pid
 from limetaskd.core.record import ProcessRecord
 from limetaskd.daemon import files, rolling
 from limetaskd.daemon.incarnation import ADOPTED, BOARD_PATIENCE_S, Incarnation, Launch
@@ -202,7 +202,6 @@ def embedded_server(socket_path: str) -> ProcessRef | None:
             sock.connect(socket_path)
         except OSError:
             return None
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    pid = struct.unpack("3i", credentials)[0]
+        pid = peer_pid(sock)
     ticks = process_start_ticks(pid)
     return find(pid, ticks) if ticks is not None else None

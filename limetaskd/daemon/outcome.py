@@ -22,7 +22,7 @@ from limetaskd.core.board import (
     WORKER_LOST,
     Sentence,
     Slot,
-    process_start_ticks,
+    process_lives,
     process_state,
 )
 from limetaskd.core.jsonlog import timestamp
@@ -318,11 +318,6 @@ async def _children_dead(incarnation: Incarnation) -> None:
     board = incarnation.board
     deadline = time.monotonic() + DEATH_S
     while board is not None and time.monotonic() < deadline:
-        alive = [
-            slot.pid
-            for slot in board.read()
-            if process_start_ticks(slot.pid) == slot.start_ticks and process_state(slot.pid) not in "ZX"
-        ]
-        if not alive:
+        if not any(process_lives(slot.pid, slot.start_ticks) for slot in board.read()):
             return
         await asyncio.sleep(POLL_S)

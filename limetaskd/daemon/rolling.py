@@ -75,14 +75,13 @@ async def complete(daemon: Daemon, unit: Unit, successor: Incarnation) -> None:
     begun = time.monotonic()
     try:
         while not successor.consumes and unit.current is not successor:
+            said = successor.report.reason if successor.report else None
             if not successor.alive:
-                said = successor.report.reason if successor.report else None
                 raise CommandError(
                     f"{unit.name}: the new process died ({said or successor.exited.result()}); the old one goes on"
                 )
             waited = time.monotonic() - begun
             if waited > (BROKER_PATIENCE_S if successor.waits_for_broker else START_TIMEOUT_S):
-                said = successor.report.reason if successor.report else None
                 raise CommandError(
                     f"{unit.name}: the new process does not consume after {waited:.0f} s"
                     f"{f' ({said})' if said else ''}; the old one goes on"

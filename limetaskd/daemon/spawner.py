@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from limetaskd.core.board import process_start_ticks, process_state
+from limetaskd.core.board import process_lives, process_start_ticks
 
 log = logging.getLogger("limetaskd.spawner")
 
@@ -186,7 +186,7 @@ def find(pid: int, start_ticks: int) -> ProcessRef | None:
     except OSError:
         return None
     # Compared after the pidfd is held: from here on the pid cannot change hands unnoticed.
-    if process_start_ticks(pid) != start_ticks or process_state(pid) in "ZX":
+    if not process_lives(pid, start_ticks):
         os.close(pidfd)
         return None
     return ProcessRef(pid, start_ticks, pidfd, child=_parent(pid) == os.getpid())

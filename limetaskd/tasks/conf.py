@@ -18,6 +18,11 @@ def is_redis(url: str | None) -> bool:
     return bool(url) and str(url).split(":", 1)[0].lower() in _REDIS_SCHEMES
 
 
+def transport_module(url: str) -> str:
+    """The module that kombu loads for a broker URL, at the first connection."""
+    return "limetaskd.tasks.redis_transport" if is_redis(url) else "kombu.transport.pyamqp"
+
+
 def _transport_url(url: str) -> str:
     """The URL by which kombu takes our transport for Redis, which loses no message when a consumer is killed."""
     if not is_redis(url):

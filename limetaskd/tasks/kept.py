@@ -18,6 +18,7 @@ from typing import Any
 from kombu.utils import json
 
 from limetaskd.core.board import process_start_ticks
+from limetaskd.core.documents import loads
 from limetaskd.tasks.redis_owners import process_alive, this_place
 
 KEPT_VERSION = 1
@@ -88,10 +89,7 @@ class Kept:
     @classmethod
     def from_json(cls, text: str) -> Kept:
         """Raises ValueError for another version or a damaged document."""
-        try:
-            document = json.loads(text)
-        except RecursionError as error:
-            raise ValueError("nested too deeply") from error
+        document = loads(text, json.loads)
         if not isinstance(document, dict) or document.pop("version", None) != KEPT_VERSION:
             raise ValueError(f"not a kept message of version {KEPT_VERSION}")
         try:

@@ -23,7 +23,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 from pathlib import Path
@@ -31,10 +30,11 @@ from typing import Any
 
 from limetaskd.core.board import process_start_ticks
 from limetaskd.core.channel import MAX_BYTES, Command, Phase, Reply, State, decode, encode
+from limetaskd.core.peer import peer_pid
 from limetaskd.core.settings import Settings
 from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 from limetaskd.errors import ChannelError
-from limetaskd.tasks.conf import is_redis
+from limetaskd.tasks.conf import is_redis, transport_module
 from limetaskd.worker import application, logs
 from limetaskd.worker.application import ImportFailedError
 from limetaskd.worker.begin import begin
@@ -160,8 +160,7 @@ class Image:
         self._leftovers = Leftovers()
         with self._leftovers:
             app = application.build(settings)
-            redis = settings.broker_url.startswith(("redis", "rediss", "sentinel"))
-            for name in (*_PRELOAD, "limetaskd.tasks.redis_transport" if redis else "kombu.transport.pyamqp"):
+            for name in (*_PRELOAD, transport_module(settings.broker_url)):
                 try:
                     importlib.import_module(name)
                 except ImportError as error:
@@ -196,7 +195,7 @@ class Image:
         self._socket.settimeout(CONNECT_TIMEOUT_S)
         self._socket.connect(self.spec.channel)
         self._socket.settimeout(None)
-        listener, _, _ = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        listener = peer_pid(self._socket)
         if listener != os.getppid():
             raise OSError(errno.ESRCH, f"pid {listener} listens, which has not started this process")
         self.report()

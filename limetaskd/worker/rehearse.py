@@ -51,8 +51,7 @@ def _problem(kinds: Sequence[str], text: str) -> str | None:
         if {"worker", "beat", "image"}.intersection(kinds):
             what = "the task modules"
             importlib.import_module("limetaskd.worker.application").build(settings)
-            redis = settings.broker_url.startswith(("redis", "rediss", "sentinel"))
-            what = "limetaskd.tasks.redis_transport" if redis else "kombu.transport.pyamqp"
+            what = importlib.import_module("limetaskd.tasks.conf").transport_module(settings.broker_url)
             importlib.import_module(what)
     except LimetaskError as error:
         return str(error)

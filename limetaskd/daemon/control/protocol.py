@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from limetaskd.core.documents import loads
 from limetaskd.errors import LimetaskError
 
 PROTOCOL_VERSION = 1
@@ -50,8 +51,8 @@ def parse(frame: bytes) -> Request:
     if len(frame) > MAX_BYTES:
         raise RpcError(INVALID_REQUEST, f"a request has at most {MAX_BYTES} bytes")
     try:
-        document = json.loads(frame)
-    except (ValueError, RecursionError) as error:
+        document = loads(frame)
+    except ValueError as error:
         raise RpcError(PARSE_ERROR, f"not JSON: {error}") from error
     if isinstance(document, list):
         raise RpcError(INVALID_REQUEST, "batches are not supported: send one request a frame")
