@@ -28,7 +28,7 @@ from limetaskd.daemon.incarnation import (
 from limetaskd.daemon.launch import IMAGE
 from limetaskd.daemon.spawner import ProcessRef, find, held, reap_strangers, spawn
 from limetaskd.daemon.unit import Unit
-from limetaskd.errors import CommandError, LimetaskError, NoAnswerError
+from limetaskd.errors import ChannelError, CommandError, LimetaskError, NoAnswerError
 
 if TYPE_CHECKING:
     from limetaskd.daemon.daemon import Daemon
@@ -169,7 +169,7 @@ class Nursery:
             log.error("%s: the image does not answer: it is replaced", unit.name, extra={"action": "image_hangs"})
             await source.kill()
             raise
-        except CommandError as error:
+        except (CommandError, ChannelError) as error:
             log.warning("%s is started by exec: the image could not fork it: %s", unit.name, error)
             return None
         finally:
