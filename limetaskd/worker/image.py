@@ -25,17 +25,16 @@ import signal
 import socket
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from limetaskd.core.board import process_start_ticks
 from limetaskd.core.channel import MAX_BYTES, Command, Phase, Reply, State, decode, encode
 from limetaskd.core.peer import peer_pid
 from limetaskd.core.settings import Settings
 from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 from limetaskd.errors import ChannelError
 from limetaskd.tasks.conf import is_redis, transport_module
-from limetaskd.worker import application, logs
+from limetaskd.tasks.follow import Signature
+from limetaskd.worker import application, logs, sources
 from limetaskd.worker.application import ImportFailedError
 from limetaskd.worker.begin import begin
 from limetaskd.worker.leftovers import Leftovers
@@ -52,7 +51,6 @@ HEARING_TIMEOUT_S = 1.0
 QUIET_S = 0.25
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
-_CLOCK_GRAIN_NS = 20_000_000  # the clock of files and of births is that much behind at most
 # What a worker and a schedule import later, and would each import for themselves: one that another Celery has not is
 # no loss but of time.
 _PRELOAD = (
@@ -99,23 +97,6 @@ def end_with_daemon() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def born_ns() -> int:
-    """When this process began, on the clock of files: not later than that."""
-    ticks = process_start_ticks(os.getpid()) or 0
-    age_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-    return time.time_ns() - age_ns - _CLOCK_GRAIN_NS
-
-
-def module_paths() -> list[str]:
-    """The files of all modules of the application: all but the interpreter's own library."""
-    own = str(Path(os.__file__).parent) + os.sep
-    paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    return [
-        path for path in dict.fromkeys(paths)
-        if isinstance(path, str) and not (path.startswith(own) and "site-packages" not in path)
-    ]  # fmt: skip
-
-
 def flush() -> None:
     """Write what modules have printed: a fork would copy it, and each process write it once more."""
     for stream in (sys.stdout, sys.stderr):
@@ -124,21 +105,6 @@ def flush() -> None:
                 stream.flush()
         except (OSError, ValueError) as error:  # the disk is full, or a module has closed it
             logger.warning("what modules have printed cannot be written: %s", error)
-
-
-Signature = tuple[int, int, int] | None  # of a file: another one when its content may be another; None: not there
-
-
-def signature(path: str, unchanged_since_ns: int | None = None) -> Signature:
-    """`unchanged_since_ns`: a file that was changed later gets a signature that no file has."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    # The time of a deployment is that of the inode: a copy may bring its modification time along.
-    if unchanged_since_ns is not None and max(status.st_mtime_ns, status.st_ctime_ns) >= unchanged_since_ns:
-        return (0, 0, 0)
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 class Image:
@@ -172,9 +138,7 @@ class Image:
         if problems:
             raise ImportFailedError("; ".join(problems))
         self._leftovers.find_numpy_generators()
-        # A file that was changed meanwhile may be imported in its old form: it counts as changed at the next look.
-        born = born_ns()
-        self.files = {path: signature(path, born) for path in module_paths()}
+        self.files = sources.imported()
         flush()
         gc.freeze()
         self.imported_s = time.monotonic() - begun
@@ -263,8 +227,7 @@ class Image:
 
     def _obey(self, command: Command) -> Reply:
         if command.command == "stale":
-            changed = [path for path, known in self.files.items() if signature(path) != known]
-            return Reply(command.id, result={"changed": changed[:20]})
+            return Reply(command.id, result={"changed": sources.changed(self.files)[:20]})
         if command.command == "reopen":
             try:
                 logs.reopen_all()
