@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing.process
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import billiard
 from billiard.einfo import ExceptionInfo
 from billiard.pool import CLOSE, RUN
 from celery.concurrency.asynpool import AsynPool
@@ -64,6 +67,20 @@ class Children(AsynPool):  # type: ignore[misc]
             self.mark_as_worker_lost(job, proc.exitcode)
 
 
+def _make_heap() -> None:
+    """Let billiard make the shared memory that its pool will ask for, and leave no folder behind.
+
+    The memory is a file that is removed at once; its folder would stay until the interpreter exits, which a process
+    that is killed, or ends by _exit, never does: one more folder in /tmp for each of them.
+    """
+    settings: dict[str, Any] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    before = settings.get("tempdir")
+    with tempfile.TemporaryDirectory() as folder:
+        settings["tempdir"] = folder
+        billiard.Value("i")  # freed at once: the heap keeps its memory for what comes next
+        settings["tempdir"] = before
+
+
 class Prefork(CeleryPrefork):  # type: ignore[misc]
     """The process pool; when nothing runs any more it ends in milliseconds instead of seconds."""
 
@@ -71,6 +88,10 @@ class Prefork(CeleryPrefork):  # type: ignore[misc]
     GOODBYE_S = 5.0
     Pool = Children
     _pool: Any
+
+    def on_start(self) -> None:
+        _make_heap()
+        super().on_start()
 
     def on_stop(self) -> None:
         pool: Any = self._pool

@@ -114,6 +114,24 @@ def test_quit_stops_at_once(daemon: Daemon) -> None:
     assert daemon.processes() == []
 
 
+@pytest.mark.parametrize("preload", [True, False])
+def test_nothing_stays_in_the_temporary_directory(
+    amqp_url: str, redis_url: str, make_daemon: MakeDaemon, tmp_path: Path, preload: bool
+) -> None:
+    daemon = make_daemon(configuration(amqp_url, redis_url, preload=preload), env={"TMPDIR": str(tmp_path)})
+    daemon.module("crmtasks", SOURCE)
+    daemon.start()
+    daemon.wait_running()
+    with Sender(daemon) as sender:
+        assert sender.result(sender.send("crm.add", 2, 3, qos="asap")) == 5
+    killed = daemon.worker("asap:0")["pid"]
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: daemon.worker("asap:0")["ready"] and daemon.worker("asap:0")["pid"] != killed)
+    daemon.signal(signal.SIGQUIT)
+    assert daemon.wait_exit(30) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_daemon_on_one_runtime_dir_is_refused(daemon: Daemon) -> None:
     daemon.start()
     daemon.wait_running()

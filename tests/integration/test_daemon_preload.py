@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import textwrap
@@ -82,8 +83,13 @@ def name_of(pid: int) -> str | None:
 
 
 def spares(daemon: Daemon) -> list[int]:
-    """The pids of processes that are forked ahead and wait."""
-    return [process.pid for process in daemon.processes() if name_of(process.pid) == SPARE]
+    """The pids of processes that are forked ahead and wait; the go-between that forked them may not be gone yet."""
+    found = []
+    for process in daemon.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name_of(process.pid) == SPARE and process.ppid() == daemon.pid:
+                found.append(process.pid)
+    return found
 
 
 def the_spare(daemon: Daemon) -> int:
