@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,20 @@ class Daemon:
             ending = "replacing" if self.replacing else "stopping"
             raise CommandError(f"limetaskd is {ending if self._started else 'starting'}: try again in a moment")
 
+    def request_stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """What the signal `number` means: SIGQUIT stops at once, every other one gracefully.
+
+        While this process becomes newer code it is that code's to stop: blocked in this thread, and sent to no other,
+        the signal waits over the exec.
+        """
+        if self.replacing:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+            signal.pthread_kill(threading.get_ident(), number)
+            return
+        if number == signal.SIGQUIT:
+            self.stop_now.set()
+        self.stop_requested.set()
+
     # Pools.
 
     def pool(self, name: str) -> PoolPlan:
@@ -148,7 +163,7 @@ class Daemon:
         if self.plan.supervisor_socket:
             # Bound before anything is taken over or started: what can fail fails first.
             self._xmlrpc = engine.XmlRpcServer(
-                self.groups, self.paths.supervisor, self.stop_requested.set, self.reload_requested.set
+                self.groups, self.paths.supervisor, self.request_stop, self.reload_requested.set
             )
         found, remains = await asyncio.to_thread(orphans.find_all, self.paths)
         broker = await self._start_broker() if self.plan.embedded else None

@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from limetaskd.config.load import load
@@ -225,35 +224,15 @@ def handle_signals(daemon: Daemon) -> None:
     """Handlers only record and wake; the work happens in the loop."""
     loop = asyncio.get_running_loop()
 
-    def audited(name: str) -> None:
-        daemon.audit.record("shutdown", {"signal": name}, "done", by=Operator("signal"))
-
-    def pass_on(number: int) -> None:
-        """To the newer code. Blocked in this thread, and sent to no other: it waits over the exec."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-        signal.pthread_kill(threading.get_ident(), number)
-
-    def terminate(number: int) -> None:
-        audited(signal.Signals(number).name)
-        if daemon.replacing:
-            pass_on(number)
-            return
-        if daemon.stop_requested.is_set():
+    def stop(number: signal.Signals) -> None:
+        daemon.audit.record("shutdown", {"signal": number.name}, "done", by=Operator("signal"))
+        if daemon.stop_requested.is_set() and not daemon.replacing:
             log.warning("a second signal: stopping at once", extra={"action": "stop_now"})
-            daemon.stop_now.set()
-        daemon.stop_requested.set()
+            number = signal.SIGQUIT
+        daemon.request_stop(number)
 
-    def quit_now() -> None:
-        audited("SIGQUIT")
-        if daemon.replacing:
-            pass_on(signal.SIGQUIT)
-            return
-        daemon.stop_now.set()
-        daemon.stop_requested.set()
-
-    loop.add_signal_handler(signal.SIGTERM, terminate, signal.SIGTERM)
-    loop.add_signal_handler(signal.SIGINT, terminate, signal.SIGINT)
-    loop.add_signal_handler(signal.SIGQUIT, quit_now)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        loop.add_signal_handler(number, stop, number)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload_requested.set)
     loop.add_signal_handler(signal.SIGUSR1, daemon.logs.reopen)
     loop.add_signal_handler(signal.SIGUSR2, daemon.upgrade_requested.set)

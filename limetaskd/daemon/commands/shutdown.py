@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Any
 
@@ -12,10 +11,5 @@ from limetaskd.daemon.daemon import Daemon
 
 async def run(daemon: Daemon, params: Params) -> dict[str, Any]:
     now = take(params, {"now": (bool,)})["now"]
-    if daemon.replacing:
-        os.kill(os.getpid(), signal.SIGQUIT if now else signal.SIGTERM)  # passed on to the newer code, as a signal is
-        return {"stopping": True}
-    if now:
-        daemon.stop_now.set()
-    daemon.stop_requested.set()
+    daemon.request_stop(signal.SIGQUIT if now else signal.SIGTERM)
     return {"stopping": True}
