@@ -26,6 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from limetaskd.core.process import process_start_ticks
+
 BOARD_VERSION = 1
 _MAGIC = b"LTB1"
 _HEADER = struct.Struct("<4sII52x")
@@ -104,37 +106,6 @@ class Slot:
 
 def _text(raw: bytes) -> str:
     return raw.rstrip(b"\0").decode("utf-8", "replace")
-
-
-def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third on; None when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return None
-    # The command name may hold spaces and brackets: count from the last bracket.
-    return stat[stat.rindex(b")") + 2 :].decode().split()
-
-
-def process_start_ticks(pid: int) -> int | None:
-    """Start time of `pid` in clock ticks since boot (/proc/PID/stat, field 22); None when there is no such process.
-
-    With the pid it names one process as long as the host is up: pids are used again, the pair is not.
-    """
-    fields = _stat(pid)
-    return int(fields[19]) if fields is not None else None
-
-
-def process_state(pid: int) -> str:
-    """One letter, as in /proc/PID/stat: R, S, D, T (stopped), Z (dead, not reaped); X when there is no such process."""
-    fields = _stat(pid)
-    return fields[0] if fields is not None else "X"
-
-
-def process_lives(pid: int, start_ticks: int) -> bool:
-    """Whether this very process lives: one that is dead and not collected by its parent (Z) does not."""
-    fields = _stat(pid)
-    return fields is not None and int(fields[19]) == start_ticks and fields[0] not in "ZX"
 
 
 class Board:

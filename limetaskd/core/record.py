@@ -12,8 +12,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from limetaskd.core.board import process_start_ticks
 from limetaskd.core.documents import loads
+from limetaskd.core.process import process_start_ticks
 from limetaskd.core.spec import ProcessSpec
 
 RECORD_VERSION = 1

@@ -12,7 +12,8 @@ import logging
 import time
 from typing import Any
 
-from limetaskd.core.board import BY_NOBODY, TIME_LIMIT, WORKER_LOST, Slot, process_start_ticks
+from limetaskd.core.board import BY_NOBODY, TIME_LIMIT, WORKER_LOST, Slot
+from limetaskd.core.process import process_start_ticks
 from limetaskd.core.units import format_duration
 from limetaskd.daemon import health, outcome, postmortem
 from limetaskd.daemon.daemon import Daemon

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from limetaskd.core.board import process_state
 from limetaskd.core.channel import Phase
+from limetaskd.core.process import process_state
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.incarnation import Incarnation
 from limetaskd.daemon.spawner import find

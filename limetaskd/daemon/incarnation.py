@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limetaskd.core.board import Board, process_state
+from limetaskd.core.board import Board
 from limetaskd.core.channel import REPORT_INTERVAL_S, Phase, State
+from limetaskd.core.process import process_state
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.spawner import Exit, ProcessRef

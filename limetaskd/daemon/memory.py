@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from limetaskd.core.board import MEMORY_LIMIT, Slot, process_start_ticks
+from limetaskd.core.board import MEMORY_LIMIT, Slot
 from limetaskd.core.memory import Statm, descendants, private_bytes
+from limetaskd.core.process import process_start_ticks
 from limetaskd.core.units import format_size
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.incarnation import Incarnation

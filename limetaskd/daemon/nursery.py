@@ -12,8 +12,9 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from limetaskd.core.board import Board, process_start_ticks
+from limetaskd.core.board import Board
 from limetaskd.core.channel import State
+from limetaskd.core.process import process_start_ticks
 from limetaskd.daemon import engine, files, rolling
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.incarnation import (

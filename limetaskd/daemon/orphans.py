@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limetaskd.core.board import Board, Sentence, Slot, process_start_ticks
+from limetaskd.core.board import Board, Sentence, Slot
 from limetaskd.core.peer import peer_pid
+from limetaskd.core.process import process_start_ticks
 from limetaskd.core.record import ProcessRecord
 from limetaskd.daemon import files, rolling
 from limetaskd.daemon.incarnation import ADOPTED, BOARD_PATIENCE_S, Incarnation, Launch

@@ -15,17 +15,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from limetaskd.core.board import (
-    BY_DAEMON,
-    BY_NOBODY,
-    BY_WORKER,
-    WORKER_LOST,
-    Sentence,
-    Slot,
-    process_lives,
-    process_state,
-)
+from limetaskd.core.board import BY_DAEMON, BY_NOBODY, BY_WORKER, WORKER_LOST, Sentence, Slot
 from limetaskd.core.jsonlog import timestamp
+from limetaskd.core.process import process_lives, process_state
 from limetaskd.daemon import postmortem
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.incarnation import Incarnation

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from limetaskd.core.board import process_lives, process_start_ticks
+from limetaskd.core.process import process_lives, process_start_ticks
 
 log = logging.getLogger("limetaskd.spawner")
 

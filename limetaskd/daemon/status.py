@@ -10,7 +10,8 @@ from typing import Any
 
 import psutil
 
-from limetaskd.core.board import Slot, process_start_ticks
+from limetaskd.core.board import Slot
+from limetaskd.core.process import process_start_ticks
 from limetaskd.core.redact import redact_text
 from limetaskd.daemon import engine
 from limetaskd.daemon.daemon import Daemon

@@ -18,7 +18,8 @@ from limetaskd.core.routing import Decision
 from limetaskd.tasks import logs, pool, publish
 from limetaskd.tasks.binding import Binding, binding_of
 from limetaskd.tasks.message import RESENT_HEADER, ROUTED_QUEUE_HEADER, ROUTED_TYPE_HEADER, SENT_AT_HEADER, USER_HEADER
-from limetaskd.tasks.queues import Queues, kombu_queue
+from limetaskd.tasks.queue_table import Queues
+from limetaskd.tasks.queues import kombu_queue
 from limetaskd.tasks.router import ROUTE_OPTION, Router
 from limetaskd.tasks.user import current_user
 

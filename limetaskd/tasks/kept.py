@@ -17,9 +17,8 @@ from typing import Any
 
 from kombu.utils import json
 
-from limetaskd.core.board import process_start_ticks
 from limetaskd.core.documents import loads
-from limetaskd.tasks.redis_owners import process_alive, this_place
+from limetaskd.core.process import process_may_live, process_start_ticks, this_place
 
 KEPT_VERSION = 1
 # What `write` raises: the disk, or headers that JSON does not know.
@@ -41,7 +40,7 @@ Owner = tuple[str, int, int]
 def lives(owner: Owner) -> bool:
     """Of another boot or pid namespace: nobody lives. A state_dir belongs to one host."""
     place, pid, start_ticks = owner
-    return place == this_place() and process_alive(pid, start_ticks)
+    return place == this_place() and process_may_live(pid, start_ticks)
 
 
 @dataclass(frozen=True)

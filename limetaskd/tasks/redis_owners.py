@@ -19,11 +19,10 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from limetaskd.core.board import process_start_ticks
 from limetaskd.core.documents import loads
+from limetaskd.core.process import process_may_live, process_start_ticks, this_place
 from limetaskd.tasks.redis_scripts import FORGET, RESTORE, SEPARATOR, TOUCH
 
 NEIGHBOUR_S = 60.0
@@ -58,31 +57,6 @@ def _this_process(pid: int) -> Owner:
 def this_process() -> Owner:
     """The calling process, also right after a fork."""
     return _this_process(os.getpid())
-
-
-def this_place() -> str:
-    """Boot and pid namespace, as `<8 hex digits>-<number>`; zeros where the system does not tell."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return "00000000-0"
-    return f"{boot}-{namespace}"
-
-
-def process_alive(pid: int, start_ticks: int) -> bool:
-    """Whether this very process runs. A zombie does not; one that we may not look at does, to be safe."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
-    return fields[0] not in (b"Z", b"X") and (start_ticks == 0 or int(fields[19]) == start_ticks)
 
 
 def unacked_key(key_prefix: str, owner: object) -> str:
@@ -144,7 +118,7 @@ def restore_dead(
     key_prefix: str = "",
     *,
     host: str | None = None,
-    alive: Callable[[int, int], bool] = process_alive,
+    alive: Callable[[int, int], bool] = process_may_live,
     visibility_s: float = VISIBILITY_S,
     neighbour_s: float = NEIGHBOUR_S,
     separator: str = SEPARATOR,

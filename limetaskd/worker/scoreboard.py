@@ -11,7 +11,8 @@ import logging
 import os
 import threading
 
-from limetaskd.core.board import Board, Slot, SlotWriter, process_start_ticks
+from limetaskd.core.board import Board, Slot, SlotWriter
+from limetaskd.core.process import process_start_ticks
 
 logger = logging.getLogger(__name__)
 _SLOTS_BY_HAND = 256

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from limetaskd.core.board import process_start_ticks
+from limetaskd.core.process import process_start_ticks
 from limetaskd.tasks.follow import Signature, signature
 
 _CLOCK_GRAIN_NS = 20_000_000  # the clock of files and of births is that much behind at most

@@ -24,7 +24,7 @@ from kombu import Connection, Consumer, Exchange, Queue
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from limetaskd.core.board import process_start_ticks
+from limetaskd.core.process import process_may_live, process_start_ticks
 from limetaskd.tasks import redis_owners
 from limetaskd.tasks.redis_scripts import POP
 from limetaskd.tasks.redis_transport import ScriptingRefusedError, restore_dead, transport_url
@@ -371,12 +371,12 @@ def test_zombies_and_reused_pids_are_dead() -> None:
     process = subprocess.Popen(["sleep", "60"])
     ticks = process_start_ticks(process.pid)
     assert ticks is not None
-    assert redis_owners.process_alive(process.pid, ticks)
-    assert not redis_owners.process_alive(process.pid, ticks + 1)
+    assert process_may_live(process.pid, ticks)
+    assert not process_may_live(process.pid, ticks + 1)
     process.kill()
-    wait_until(lambda: not redis_owners.process_alive(process.pid, ticks))
+    wait_until(lambda: not process_may_live(process.pid, ticks))
     process.wait()
-    assert not redis_owners.process_alive(process.pid, ticks)
+    assert not process_may_live(process.pid, ticks)
 
 
 def test_what_a_channel_held_when_the_server_was_away_goes_back_with_the_next_one(own_redis: Redis) -> None:

@@ -61,6 +61,12 @@ def test_the_daemon_imports_no_celery_and_no_broker_client() -> None:
     assert not imported_by("limetaskd.daemon.main") & {"celery", "kombu", "amqp", "billiard", "vine", "redis"}
 
 
+def test_the_agent_imports_what_it_needs_when_it_needs_it() -> None:
+    """It runs everywhere and all the time; Celery and the client of Redis are 12 MiB."""
+    agent = imported_by("limetaskd.boot", "limetaskd.agent.main", "kombu.transport.pyamqp")
+    assert not agent & {"celery", "redis", "asyncio"}
+
+
 def test_the_client_imports_little() -> None:
     """limetaskctl starts fast because of what it does not import."""
     assert imported_by("limetaskctl.main") & (_HEAVY - {"zmq"}) == set()

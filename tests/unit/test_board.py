@@ -10,15 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from limetaskd.core.board import (
-    BY_DAEMON,
-    BY_WORKER,
-    BY_WORKER_DONE,
-    MEMORY_LIMIT,
-    TIME_LIMIT,
-    Board,
-    process_start_ticks,
-)
+from limetaskd.core.board import BY_DAEMON, BY_WORKER, BY_WORKER_DONE, MEMORY_LIMIT, TIME_LIMIT, Board
+from limetaskd.core.process import process_start_ticks
 
 
 def test_a_new_board_has_all_its_memory(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from limetaskd.core.board import process_start_ticks
+from limetaskd.core.process import process_start_ticks
 from limetaskd.daemon.spawner import ProcessRef, find, held, reap_strangers, spawn
 from tests.support.waiting import wait_until
 

@@ -1,0 +1,61 @@
+"""Which process is which: a pid with its start time names one, as long as the host is up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat from the third on; None when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The command name may hold spaces and brackets: count from the last bracket.
+    return stat[stat.rindex(b")") + 2 :].decode().split()
+
+
+def process_start_ticks(pid: int) -> int | None:
+    """Start time of `pid` in clock ticks since boot (/proc/PID/stat, field 22); None when there is no such process.
+
+    With the pid it names one process as long as the host is up: pids are used again, the pair is not.
+    """
+    fields = _stat(pid)
+    return int(fields[19]) if fields is not None else None
+
+
+def process_state(pid: int) -> str:
+    """One letter, as in /proc/PID/stat: R, S, D, T (stopped), Z (dead, not reaped); X when there is no such process."""
+    fields = _stat(pid)
+    return fields[0] if fields is not None else "X"
+
+
+def process_lives(pid: int, start_ticks: int) -> bool:
+    """Whether this very process lives: one that is dead and not collected by its parent (Z) does not."""
+    fields = _stat(pid)
+    return fields is not None and int(fields[19]) == start_ticks and fields[0] not in "ZX"
+
+
+def process_may_live(pid: int, start_ticks: int) -> bool:
+    """As `process_lives`, or it cannot be told: the process may not be looked at (hidepid), or `start_ticks` is 0."""
+    fields = _stat(pid)
+    if fields is not None:
+        return fields[0] not in "ZX" and (start_ticks == 0 or int(fields[19]) == start_ticks)
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def this_place() -> str:
+    """Where pids can be compared: boot and pid namespace, as `<8 hex digits>-<number>`; zeros if nobody tells."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return "00000000-0"
+    return f"{boot}-{namespace}"
