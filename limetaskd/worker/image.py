@@ -34,7 +34,7 @@ from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 from limetaskd.errors import ChannelError
 from limetaskd.tasks.conf import is_redis, transport_module
 from limetaskd.tasks.follow import Signature
-from limetaskd.worker import application, logs, sources
+from limetaskd.worker import application, file_pages, logs, sources
 from limetaskd.worker.application import ImportFailedError
 from limetaskd.worker.begin import begin
 from limetaskd.worker.leftovers import Leftovers
@@ -140,6 +140,7 @@ class Image:
         self._leftovers.find_numpy_generators()
         self.files = sources.imported()
         flush()
+        file_pages.give_back()
         gc.freeze()
         self.imported_s = time.monotonic() - begun
 
