@@ -7,8 +7,11 @@ cache: whoever needs one again finds it there.
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _MADV_DONTNEED = 4
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-[x-]p .* /")  # private, of a file, not to be written to
@@ -26,9 +29,14 @@ def unwritten(smaps: str) -> list[tuple[int, int]]:
     return found
 
 
-def give_back() -> None:
+def give_back(smaps: Path = Path("/proc/self/smaps")) -> None:
     """Of this process, all that there are. What the kernel refuses (locked pages) stays."""
+    try:
+        text = smaps.read_text(errors="surrogateescape")
+    except OSError as error:  # not every kernel is built with it
+        logger.info("pages of library code stay in memory: %s", error)
+        return
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for start, end in unwritten(Path("/proc/self/smaps").read_text(errors="surrogateescape")):
+    for start, end in unwritten(text):
         madvise(start, end - start, _MADV_DONTNEED)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-from limetaskd.worker.file_pages import unwritten
+import pytest
+
+from limetaskd.worker.file_pages import give_back, unwritten
 
 SMAPS = """\
 55d0c1400000-55d0c1500000 r-xp 00001000 fe:00 12   /usr/bin/python3
@@ -51,6 +54,12 @@ print(json.dumps([before, after, digest, total, str(decimal.Decimal(1) / 8)]))
 
 def test_only_files_pages_that_nobody_has_written_to_are_meant() -> None:
     assert unwritten(SMAPS) == [(0x55D0C1400000, 0x55D0C1500000), (0x7FFC1B000000, 0x7FFC1B002000)]
+
+
+def test_a_kernel_that_does_not_tell_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        give_back(tmp_path / "smaps")
+    assert "pages of library code stay in memory" in caplog.text
 
 
 def test_a_process_is_smaller_and_works_on() -> None:
