@@ -25,6 +25,12 @@ def process_start_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields is not None else None
 
 
+def process_parent(pid: int) -> int | None:
+    """The parent's pid (/proc/PID/stat, field 4); None when there is no such process."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields is not None else None
+
+
 def process_state(pid: int) -> str:
     """One letter, as in /proc/PID/stat: R, S, D, T (stopped), Z (dead, not reaped); X when there is no such process."""
     fields = _stat(pid)
@@ -51,10 +57,15 @@ def process_may_live(pid: int, start_ticks: int) -> bool:
     return True
 
 
+def boot_id() -> str:
+    """The kernel's name of this boot. Raises OSError."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def this_place() -> str:
     """Where pids can be compared: boot and pid namespace, as `<8 hex digits>-<number>`; zeros if nobody tells."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+        boot = boot_id()[:8]
         namespace = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return "00000000-0"

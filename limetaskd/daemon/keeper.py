@@ -9,9 +9,10 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from limetaskd.core.process import boot_id
 from limetaskd.daemon import files
 from limetaskd.daemon.pools import Scales
-from limetaskd.daemon.succession import Memory, boot_id
+from limetaskd.daemon.succession import Memory
 
 if TYPE_CHECKING:
     from limetaskd.daemon.daemon import Daemon

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from limetaskd.core.process import process_lives, process_start_ticks
+from limetaskd.core.process import process_lives, process_parent, process_start_ticks
 
 log = logging.getLogger("limetaskd.spawner")
 
@@ -189,14 +189,4 @@ def find(pid: int, start_ticks: int) -> ProcessRef | None:
     if not process_lives(pid, start_ticks):
         os.close(pidfd)
         return None
-    return ProcessRef(pid, start_ticks, pidfd, child=_parent(pid) == os.getpid())
-
-
-def _parent(pid: int) -> int | None:
-    """The parent's pid (/proc/PID/stat, field 4)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
-            stat = file.read()
-    except OSError:
-        return None
-    return int(stat[stat.rindex(b")") + 2 :].split()[1])
+    return ProcessRef(pid, start_ticks, pidfd, child=process_parent(pid) == os.getpid())

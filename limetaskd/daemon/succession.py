@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from limetaskd.core.documents import loads
 from limetaskd.daemon.pools import Scale
@@ -51,8 +50,3 @@ class Memory:
             return cls(str(document["boot_id"]), int(document["generation"]), units, scales, automatic)
         except (AttributeError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"damaged memory.json: {error}") from error
-
-
-def boot_id() -> str:
-    """The kernel's name of this boot."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

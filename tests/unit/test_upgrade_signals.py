@@ -37,21 +37,24 @@ async def ask(daemon, how):
     else:
         await shutdown.run(daemon, {"now": how == "now"})
 
-async def run(how):
+async def run(how, asked):
     daemon = Replacing()
-    daemon.stop_requested.set()  # the upgrade itself ends the loop by it
+    if asked:
+        daemon.stop_requested.set()  # the upgrade itself ends the loop by it
     handle_signals(daemon)
     await asyncio.to_thread(time.sleep, 0)
     await ask(daemon, how)
+    assert daemon.stop_requested.is_set() == asked
     assert not daemon.stop_now.is_set()
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
 
 signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
-asyncio.run(run(sys.argv[1]))
+asyncio.run(run(sys.argv[1], len(sys.argv) > 2))
 os.execv(sys.executable, [sys.executable, "-c", "import signal; print(*map(int, signal.sigpending()))"])
 """
 
 
+@pytest.mark.parametrize("asked", [[], ["asked"]])
 @pytest.mark.parametrize(
     ("how", "number"),
     [
@@ -61,6 +64,8 @@ os.execv(sys.executable, [sys.executable, "-c", "import signal; print(*map(int, 
         ("supervisorctl", signal.SIGTERM),
     ],
 )
-def test_it_waits_over_the_exec(how: str, number: signal.Signals) -> None:
-    done = subprocess.run([sys.executable, "-c", SHOW, how], capture_output=True, text=True, timeout=60, check=False)
+def test_it_waits_over_the_exec(how: str, number: signal.Signals, asked: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW, how, *asked], capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.stdout.split() == [str(int(number))], done.stderr
