@@ -73,11 +73,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def as_text(document: dict[str, Any]) -> str:
-    """One line for people: time, level, process, message, then the other fields as key=value."""
+    """One line for people: time, level, process, message, then the other fields as key=value.
+
+    Raises RecursionError for what is nested too deeply.
+    """
     head = {"@timestamp", "level", "logger", "message", "host", "pid", "process", "exception"}
     rest = " ".join(f"{key}={value}" for key, value in document.items() if key not in head)
     line = (
-        f"{document.get('@timestamp', '-')} {document.get('level', '-'):<8}"
+        f"{document.get('@timestamp', '-')} {document.get('level', '-')!s:<8}"
         f" {document.get('process', '-')}[{document.get('pid', '-')}] {document.get('message', '')}"
     )
     if rest:

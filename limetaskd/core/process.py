@@ -7,10 +7,13 @@ from pathlib import Path
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat from the third on; None when there is no such process."""
+    """The fields of /proc/PID/stat from the third on; None when there is no such process, or none for us to see.
+
+    Raises OSError when it cannot be read for another reason: that says nothing about the process.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     # The command name may hold spaces and brackets: count from the last bracket.
     return stat[stat.rindex(b")") + 2 :].decode().split()
@@ -32,8 +35,14 @@ def process_parent(pid: int) -> int | None:
 
 
 def process_state(pid: int) -> str:
-    """One letter, as in /proc/PID/stat: R, S, D, T (stopped), Z (dead, not reaped); X when there is no such process."""
-    fields = _stat(pid)
+    """One letter, as in /proc/PID/stat: R, S, D, T (stopped), Z (dead, not reaped); X when there is no such process.
+
+    A question mark when nobody can tell.
+    """
+    try:
+        fields = _stat(pid)
+    except OSError:
+        return "?"
     return fields[0] if fields is not None else "X"
 
 

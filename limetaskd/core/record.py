@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limetaskd.core.documents import loads
-from limetaskd.core.process import process_start_ticks
+from limetaskd.core.process import process_start_ticks, this_place
 from limetaskd.core.spec import ProcessSpec
 
 RECORD_VERSION = 1
@@ -35,6 +35,7 @@ class ProcessRecord:
     log: str
     concurrency: int
     shutdown_timeout_s: float
+    place: str | None = None  # boot and pid namespace; None: written by an older version
 
     def to_json(self) -> str:
         return json.dumps({"version": RECORD_VERSION, **dataclasses.asdict(self)})
@@ -50,7 +51,7 @@ class ProcessRecord:
         except TypeError as error:
             raise ValueError(f"damaged process record: {error}") from error
         numbers = (record.generation, record.pid, record.start_ticks, record.concurrency)
-        texts = (record.name, record.kind, record.fingerprint, record.log, record.board or "")
+        texts = (record.name, record.kind, record.fingerprint, record.log, record.board or "", record.place or "")
         if not all(type(number) is int for number in numbers) or not all(isinstance(text, str) for text in texts):
             raise ValueError("damaged process record: a value of the wrong type")
         timeout_s = record.shutdown_timeout_s
@@ -77,9 +78,10 @@ def write_own_record(spec: ProcessSpec) -> None:
         log=spec.log,
         concurrency=spec.concurrency,
         shutdown_timeout_s=spec.shutdown_timeout_s,
+        place=this_place(),
     )
     path = Path(spec.record)
-    temporary = path.with_name(f"{path.name}.{pid}")
+    temporary = path.with_name(f".{path.name}.{pid}.new")
     try:
         temporary.write_text(record.to_json())
         temporary.rename(path)

@@ -50,6 +50,8 @@ class Connection:
             raise NoAnswerError(f"{command}: the process cannot be told ({error.strerror})") from error
         finally:
             self._waiting.pop(number, None)
+            if future.done() and not future.cancelled():
+                future.exception()  # looked at, also when the sending itself has failed
 
     def answer(self, reply: Reply) -> None:
         future = self._waiting.get(reply.id)
@@ -60,11 +62,18 @@ class Connection:
         else:
             future.set_exception(CommandError(reply.error))
 
-    def close(self) -> None:
-        self._sock.close()
+    def hang_up(self) -> None:
+        """Those who wait for an answer, or to say something, hear that it is no use."""
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(NoAnswerError("the process went away before it answered"))
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    async def close(self) -> None:
+        """After `hang_up`, once nobody sends: its descriptor becomes somebody else's."""
+        async with self._sending:
+            self._sock.close()
 
 
 class ChannelServer:
@@ -145,8 +154,9 @@ class ChannelServer:
         except OSError as error:
             log.debug("pid %d left the local channel: %s", connection.peer_pid, error)
         finally:
-            connection.close()
+            connection.hang_up()
             self._on_close(connection)
+            await connection.close()
 
     async def close(self) -> None:
         for task in list(self._tasks):

@@ -70,6 +70,7 @@ class Daemon:
         self.autoscaling = Autoscaling(self)
         self.audit = Audit(self.paths.audit, self.events)
         self.units: dict[str, Unit] = {}
+        self._generations: dict[str, int] = {}  # by name: files of the dead are not to be taken for those of the living
         self.generation = 1  # of the accepted configuration
         self.state = "starting"
         self.last_reload_error: str | None = None
@@ -154,6 +155,8 @@ class Daemon:
         become_subreaper()
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.nursery.reap_strangers)
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
+        unfinished = (self.plan.runtime_dir, self.plan.state_dir, self.paths.processes)
+        await asyncio.to_thread(files.remove_unfinished, *unfinished)
         await self.keeper.load_scales()
         memory = await self.keeper.load_memory()
         await self.steering.load()
@@ -166,6 +169,7 @@ class Daemon:
                 self.groups, self.paths.supervisor, self.request_stop, self.reload_requested.set
             )
         found, remains = await asyncio.to_thread(orphans.find_all, self.paths)
+        self._generations = {dead.name: dead.generation for dead in remains}
         broker = await self._start_broker() if self.plan.embedded else None
         if self.plan.preload:
             self.add_image().start()
@@ -279,6 +283,7 @@ class Daemon:
             known.revive(launch)
             return known
         unit = Unit(name, kind, self, self.paths.log(name), launch)
+        unit.generation = self._generations.get(name, 0)
         self.units[name] = unit
         return unit
 
@@ -302,7 +307,9 @@ class Daemon:
         return unit
 
     def remove_unit(self, name: str) -> None:
-        self.units.pop(name, None)
+        unit = self.units.pop(name, None)
+        if unit is not None:
+            self._generations[name] = unit.generation
         self.groups.remove(name)
 
     # What units ask for.
@@ -314,7 +321,7 @@ class Daemon:
         return RestartPolicy(**dataclasses.asdict(self.plan.restart))
 
     def process_died(self, unit: Unit, incarnation: Incarnation) -> None:
-        """After every death: its record goes; its tasks are accounted for; what it held on Redis comes back at once."""
+        """After every death: its tasks are accounted for, its record goes; what it held on Redis comes back at once."""
         accounting = self.background(self._settle(unit, incarnation))
         self._accounts.add(accounting)
         accounting.add_done_callback(self._accounts.discard)
@@ -328,15 +335,19 @@ class Daemon:
     async def _settle(self, unit: Unit, incarnation: Incarnation) -> None:
         await unit.born(BIRTH_S)  # its replacement comes first
         self.nursery.reap_strangers()  # one of ours may have hidden them
-        record = self.paths.record(unit.name, incarnation.generation)
-        self.background(asyncio.to_thread(files.remove, record))
         agent = self.units.get(AGENT)
         if unit.kind == "worker" and agent is not None and agent.current is not None and agent.current.connection:
             self.background(self._restore(agent.current.connection))
         if self.guard is not None:
             await self.guard.account(unit, incarnation)
-        else:
-            incarnation.forget()
+        # Last: a daemon that dies before this leaves what it had not done to the next one, with record and scoreboard.
+        await asyncio.to_thread(files.remove, self.paths.record(unit.name, incarnation.generation))
+        incarnation.forget()
+
+    async def accounted(self) -> None:
+        """Wait until nothing is left to say of the dead, while the agent is there; at most `ACCOUNTS_S`."""
+        if self._accounts:
+            await asyncio.wait(self._accounts, timeout=ACCOUNTS_S)
 
     async def _restore(self, connection: Connection) -> None:
         try:
@@ -420,8 +431,7 @@ class Daemon:
                     unit.stop(now=self.stop_now.is_set())
                 await asyncio.gather(*(unit.stopped() for unit in alive))
                 units = [unit for unit in self.units.values() if unit.kind in kinds]
-            if self._accounts:  # while the agent is there
-                await asyncio.wait(self._accounts, timeout=ACCOUNTS_S)
+            await self.accounted()
         hurry.cancel()
         if complete:  # after a start that failed half-way, they are still the next one's, and of those that run on
             for path in (self.paths.accepted, self.paths.settings, self.paths.memory):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import time
 from pathlib import Path
 
 _numbers = itertools.count()
+_WRITING_S = 60.0
 
 
 def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
@@ -28,6 +30,16 @@ def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)  # a full disk is not to be filled by tries
         raise
+
+
+def remove_unfinished(*folders: str) -> None:
+    """Remove what writers that were killed have left of their writing. What is young may still be written."""
+    oldest = time.time() - _WRITING_S
+    for folder in folders:
+        for path in Path(folder).glob(".*.new"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
 
 
 def remove(path: str) -> None:

@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from limetaskd.core.board import BY_NOBODY, TIME_LIMIT, WORKER_LOST, Slot
+from limetaskd.core.board import BY_DAEMON, BY_NOBODY, TIME_LIMIT, WORKER_LOST, Slot
 from limetaskd.core.process import process_start_ticks
 from limetaskd.core.units import format_duration
 from limetaskd.daemon import health, outcome, postmortem
@@ -72,18 +72,20 @@ class Guard:
     def _carry_on(self, unit: Unit, incarnation: Incarnation, slot: Slot) -> None:
         """A daemon that died may have left a sentence that it had not carried out."""
         sentence = incarnation.board.sentence(slot) if incarnation.board is not None else None
-        if sentence is not None and sentence.settled == BY_NOBODY:
-            text = "was about to be ended by the daemon before this one"
-            self._end(unit, incarnation, slot, sentence.reason or WORKER_LOST, text, {}, resumed=True)
+        if sentence is None:
+            return
+        text, reason = "was about to be ended by the daemon before this one", sentence.reason or WORKER_LOST
+        if sentence.settled == BY_NOBODY:
+            self._end(unit, incarnation, slot, reason, text, {}, resumed=True)
+        elif sentence.settled == BY_DAEMON:
+            self._daemon.background(outcome.resume(self._daemon, unit, incarnation, slot, reason, text))
 
     async def account(self, unit: Unit, incarnation: Incarnation) -> None:
         """After the death of a process."""
         how = str(incarnation.exited.result())
         if unit.kind == "worker" and incarnation.board is not None:
             await outcome.account(self._daemon, unit, incarnation, how)
-            return
-        incarnation.forget()
-        if incarnation.ending is None and incarnation.hung_for is None:
+        elif incarnation.ending is None and incarnation.hung_for is None:
             await postmortem.report(self._daemon, unit.name, "crash", how, incarnation.pid, tasks=[], exit_text=how)
 
     async def account_absent(self, dead: Remains) -> None:
@@ -91,9 +93,10 @@ class Guard:
         cases = [
             outcome.Case(slot, sentence.reason if sentence is not None else None, own=False)
             for slot, sentence in dead.slots
-            if outcome.is_open(slot, sentence)
+            if outcome.is_open(slot, sentence, daemon_died=True)
         ]
         await outcome.account_absent(self._daemon, dead.name, cases)
+        await asyncio.to_thread(dead.remove)
 
     def child_died(self, name: str, fields: dict[str, Any]) -> None:
         """A worker says that a pool child died by itself."""

@@ -197,6 +197,11 @@ class Incarnation:
         if self.alive:
             await asyncio.to_thread(self.ref.kill_tree)
             await asyncio.wait([self.exited], timeout=QUIT_GRACE_S)
+            if self.alive:
+                log.error(
+                    "%s (pid %d, state %s) was killed and is not dead: the kernel waits for a device or a file system",
+                    self.name, self.pid, process_state(self.pid), extra={"action": "does_not_die"},
+                )  # fmt: skip
 
     def forget(self) -> None:
         """Free what belonged to it; its scoreboard file goes with it."""

@@ -6,6 +6,7 @@ is bound: libzmq would silently take over a socket that another daemon serves.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -44,8 +45,10 @@ class RuntimeLock:
         try:
             same = os.path.samestat(os.fstat(descriptor), self._path.stat())
         except OSError:
-            return None
-        if not same:
+            same = False
+        if not same:  # the folder was emptied, or is another one
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
             return None
         os.set_inheritable(descriptor, False)
         return descriptor

@@ -29,6 +29,8 @@ from limetaskd.core.jsonlog import JsonFormatter, as_text, cut, timestamp
 from limetaskd.core.redact import redact_text
 from limetaskd.plan.model import LoggingPlan
 
+log = logging.getLogger("limetaskd.logs")
+
 DAEMON_LOG = "limetaskd.log"
 # How every record of ours begins.
 _RECORD = '{"@timestamp"'
@@ -84,6 +86,13 @@ class PumpHandler(logging.Handler):
         self.pump.put(self.format(record))
 
 
+def _wait_for_room(descriptor: int) -> None:
+    """As a write that blocks would: for as long as nobody reads."""
+    poller = select.poll()
+    poller.register(descriptor, select.POLLOUT)
+    poller.poll()
+
+
 def check_destination(plan: LoggingPlan) -> None:
     """Raises OSError when the destination cannot be opened."""
     if plan.destination != "stderr":
@@ -99,6 +108,7 @@ class LogPump:
         self._max_message_bytes = max_message_bytes
         self._records: queue.Queue[str] = queue.Queue(_MAX_WAITING)
         self._lost = 0
+        self._torn: set[int] = set()  # descriptors that got a part of a line last
         self._tails: dict[str, Tail] = {}
         self._old: list[Tail] = []
         self._stop = threading.Event()
@@ -171,13 +181,18 @@ class LogPump:
             stopping = self._stop.is_set()
             try:
                 self._turn()
+                if not stopping:
+                    self._sleep()
             except OSError as error:
                 # A full disk, a folder that is gone: said once it can be said, and tried again; never the end of logs.
                 self._pass_on(self._document("limetaskd", "ERROR", f"the logs: {error}"))
                 self._stop.wait(_PAUSE_AFTER_ERROR_S)
+            except Exception:
+                # Nor is a fault of ours. The next turn passes this record on.
+                log.exception("a log could not be passed on")
+                self._stop.wait(_PAUSE_AFTER_ERROR_S)
             if stopping:
                 return
-            self._sleep()
 
     def _turn(self) -> None:
         if self._reopen.is_set():
@@ -199,12 +214,9 @@ class LogPump:
         if self._wake in ready:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake)
-        try:
-            if self._inotify.fd in ready:
-                for name in {event.name for event in self._inotify.read(timeout=0)}:
-                    self._follow(name)
-        except OSError as error:
-            self._pass_on(self._document("limetaskd", "ERROR", f"the logs: {error}"))
+        if self._inotify.fd in ready:
+            for name in {event.name for event in self._inotify.read(timeout=0)}:
+                self._follow(name)
 
     def _write_records(self) -> None:
         while True:
@@ -213,7 +225,7 @@ class LogPump:
             except queue.Empty:
                 break
             self._write(self._own, line + "\n")
-            self._pass_on(json.loads(line))
+            self._relay("limetaskd", line)
         if self._lost:
             lost, self._lost = self._lost, 0
             self._pass_on(self._document("limetaskd", "WARNING", f"{lost} records of the daemon were dropped"))
@@ -304,28 +316,30 @@ class LogPump:
             if not end:
                 return
             for line in chunk[:end].splitlines():
-                if line.strip():
-                    for document in self._parse(tail.name, line):
-                        self._pass_on(document)
+                self._relay(tail.name, line.decode("utf-8", "replace"))
             tail.offset += end
             tail.save()
 
-    def _parse(self, process: str, line: bytes) -> list[dict[str, Any]]:
-        """The record of a line; two when something was printed right before it without an end of line."""
-        text = line.decode("utf-8", "replace")
-        begin = text.find(_RECORD)
-        if begin >= 0:
-            try:
-                document = loads(text[begin:])
-            except ValueError:
-                document = None
-            if isinstance(document, dict):
-                return [*self._printed(process, text[:begin]), document]
-        return self._printed(process, text)
+    def _relay(self, process: str, line: str) -> None:
+        """Pass a record on, and what was printed right before it without an end of line."""
+        begin = line.find(_RECORD)
+        shown = self._shown(line[begin:]) if begin >= 0 else None
+        printed = line if shown is None else line[:begin]
+        if printed.strip():
+            # What a task (or a C library) printed arrives as a record too.
+            self._pass_on(self._document(process, "INFO", printed, logger="stdout"))
+        if shown is not None:
+            self._send(shown)
 
-    def _printed(self, process: str, text: str) -> list[dict[str, Any]]:
-        """What a task (or a C library) printed: it arrives as a record too."""
-        return [self._document(process, "INFO", text, logger="stdout")] if text.strip() else []
+    def _shown(self, text: str) -> str | None:
+        """How the destination wants the record `text`; None when it is not one, whatever it looks like."""
+        try:
+            document = loads(text)
+            if not isinstance(document, dict):
+                return None
+            return as_text(document) if self._plan.format == "text" else text
+        except (ValueError, RecursionError):
+            return None
 
     def _document(self, process: str, level: str, message: str, logger: str = "limetaskd.logs") -> dict[str, Any]:
         message, truncated = cut(redact_text(message), self._max_message_bytes)
@@ -341,7 +355,9 @@ class LogPump:
         return document | {"truncated": True} if truncated else document
 
     def _pass_on(self, document: dict[str, Any]) -> None:
-        text = as_text(document) if self._plan.format == "text" else json.dumps(document, ensure_ascii=False)
+        self._send(as_text(document) if self._plan.format == "text" else json.dumps(document, ensure_ascii=False))
+
+    def _send(self, text: str) -> None:
         self._write(self._sink, text + "\n")
         if self._plan.destination != "stderr":
             with contextlib.suppress(OSError):
@@ -351,13 +367,21 @@ class LogPump:
                     os.close(full)
 
     def _write(self, descriptor: int, text: str) -> None:
-        data = memoryview(text.encode("utf-8", "replace"))
+        begin = "\n" if descriptor in self._torn else ""
+        data = memoryview((begin + text).encode("utf-8", "replace"))
+        whole = len(data)
         try:
             while data:
-                data = data[os.write(descriptor, data) :]
+                try:
+                    data = data[os.write(descriptor, data) :]
+                except BlockingIOError:  # whoever shares our standard error has made it so
+                    _wait_for_room(descriptor)
+            self._torn.discard(descriptor)
         except OSError:
             # Nowhere to say it (the disk is full, nobody reads): counted, and told when writing works again.
             self._lost += 1
+            if len(data) < whole:
+                self._torn.add(descriptor)
 
     def _drain_old(self) -> None:
         now = time.monotonic()

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -27,14 +28,16 @@ from limetaskd.daemon.service import ServiceReporter
 from limetaskd.daemon.upgrade import (
     REASON,
     rehearse_processes,
+    rehearse_start,
     rehearse_state,
     replace_process,
     upgrade_on_request,
 )
 from limetaskd.errors import ConfigError, LimetaskError
 from limetaskd.plan.build import build
+from limetaskd.plan.held import HELD_VARIABLE, build_held, detach
 from limetaskd.plan.model import Plan
-from limetaskd.plan.render import as_document, render
+from limetaskd.plan.render import as_document, render, render_held_back
 from limetaskd.version import __version__
 
 log = logging.getLogger("limetaskd")
@@ -45,6 +48,7 @@ HANDLED_SIGNALS = {
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_CONFIG = 2
+DESCRIPTORS = 8192
 EXIT_REPLACE = -1  # never leaves this process: it becomes the newer code
 
 
@@ -69,12 +73,13 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    _keep_stdio_taken()
     # A reader of `--check` that has seen enough (head, less) is no error; asyncio and sockets do not need the signal.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     arguments = parser().parse_args(argv)
+    running = os.environ.pop(HELD_VARIABLE, None)  # of the daemon whose newer code we are
     try:
-        loaded = load(arguments.config, os.environ)
-        plan = build(loaded, os.environ, embedded=arguments.embedded)
+        plan = read_plan(arguments, running)
     except ConfigError as error:
         if arguments.json:
             print(json.dumps({"errors": error.problems}, indent=2))
@@ -90,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps({"errors": problems}, indent=2))
         return EXIT_CONFIG
     if arguments.rehearse:
-        problems = rehearse_state(paths_of(plan))
+        problems = [*rehearse_start(plan), *rehearse_state(paths_of(plan))]
         for problem in problems:
             print(f"{REASON}{problem}", file=sys.stderr)
         return EXIT_OK if not problems and rehearse_processes(plan) else EXIT_FAILED
@@ -99,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_OK
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        return start(plan, detach=arguments.daemon)
+        return start(detach(plan) if arguments.daemon else plan)
     except LimetaskError as error:
         print(f"limetaskd: {error}", file=sys.stderr)
     except OSError as error:
@@ -107,39 +112,47 @@ def main(argv: list[str] | None = None) -> int:
     return EXIT_FAILED
 
 
-def start(plan: Plan, *, detach: bool) -> int:
+def read_plan(arguments: argparse.Namespace, running: str | None) -> Plan:
+    """The plan of the file; of a daemon that runs, with what it holds (`running`). Raises ConfigError."""
+    loaded = load(arguments.config, os.environ)
+    if running is None:
+        return build(loaded, os.environ, embedded=arguments.embedded)
+    plan, waits = build_held(loaded, os.environ, running, embedded=arguments.embedded)
+    return dataclasses.replace(plan, warnings=(*plan.warnings, *render_held_back(waits)))
+
+
+def start(plan: Plan) -> int:
     """Everything that comes before the loop. Raises LimetaskError or OSError, for a human to read."""
     # From here on a signal waits until there is somebody to handle it, also over an upgrade's exec.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
+    _allow_descriptors()
     replaced = LOCK_VARIABLE in os.environ  # we are the newer code of a daemon that runs already
-    if replaced:
-        _keep_stdio_taken()
     privileges.prepare_folders(plan)
     if plan.user is not None:
         privileges.drop(plan.user)
     lock = RuntimeLock(plan.runtime_dir)
-    if detach:
-        plan = _detached(plan)
-        if not replaced:
-            from daemon import DaemonContext  # only here: who does not detach need not pay for it
+    if plan.detached and not replaced:
+        from daemon import DaemonContext  # only here: who does not detach need not pay for it
 
-            lock.release()  # a record lock does not survive the fork; taken again below
-            # The folder stays: task modules are found there, detached or not.
-            DaemonContext(working_directory=str(Path.cwd()), umask=0o027).open()
-            lock = RuntimeLock(plan.runtime_dir)
+        print(f"limetaskd: detached; all logs go to {plan.logging.destination}", file=sys.stderr)
+        lock.release()  # a record lock does not survive the fork; taken again below
+        # It closes every descriptor: nothing may be open by then that is still needed.
+        # The folder stays: task modules are found there, detached or not.
+        DaemonContext(working_directory=str(Path.cwd()), umask=0o027).open()
+        lock = RuntimeLock(plan.runtime_dir)
     pidfile = Path(paths_of(plan).pidfile)
     logs = LogPump(
         paths_of(plan).logs, plan.logging, max_message_bytes=plan.settings.log_message_max_bytes
     )
     try:
-        if detach:
+        if plan.detached:
             pidfile.write_text(f"{os.getpid()}\n")
         _log_to(logs, plan)
         code = asyncio.run(serve(plan, logs, replaced=replaced))
         if code == EXIT_REPLACE:
             logs.close()
             signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
-            replace_process(plan, lock.descriptor, detached=detach)
+            replace_process(plan, lock.descriptor)
         return code
     finally:
         logs.close()
@@ -147,26 +160,21 @@ def start(plan: Plan, *, detach: bool) -> int:
         lock.release()
 
 
+def _allow_descriptors() -> None:
+    """A few for each process: more than the usual 1024 of hundreds of workers. What we start gets as many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _keep_stdio_taken() -> None:
-    """Descriptors 0 to 2 that the code before us had closed must not become somebody's log or socket."""
+    """Descriptors 0 to 2 that we were started without must not become somebody's log, lock or socket."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-
-
-def _detached(plan: Plan) -> Plan:
-    """The plan of a daemon without a terminal.
-
-    python-daemon closes every descriptor when it detaches, so nothing may be open by then that is still needed.
-    """
-    if plan.logging.destination == "stderr":
-        # A detached process has no standard error.
-        destination = str(Path(plan.state_dir) / "log" / "limetaskd.jsonl")
-        print(f"limetaskd: detached; logging.destination is stderr, so all logs go to {destination}", file=sys.stderr)
-        plan = dataclasses.replace(plan, logging=dataclasses.replace(plan.logging, destination=destination))
-    return plan
 
 
 def _log_to(logs: LogPump, plan: Plan) -> None:

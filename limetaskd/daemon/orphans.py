@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from limetaskd.core.board import Board, Sentence, Slot
 from limetaskd.core.peer import peer_pid
-from limetaskd.core.process import process_start_ticks
+from limetaskd.core.process import process_start_ticks, this_place
 from limetaskd.core.record import ProcessRecord
 from limetaskd.daemon import files, rolling
 from limetaskd.daemon.incarnation import ADOPTED, BOARD_PATIENCE_S, Incarnation, Launch
 from limetaskd.daemon.launch import STOP_MARGIN_S, Paths
 from limetaskd.daemon.spawner import Exit, ProcessRef, find
 from limetaskd.daemon.unit import Unit
-from limetaskd.errors import CommandError
+from limetaskd.errors import CommandError, LimetaskError
 
 if TYPE_CHECKING:
     from limetaskd.daemon.daemon import Daemon
@@ -37,20 +37,31 @@ class Orphan:
 
 @dataclass(frozen=True)
 class Remains:
-    """What the scoreboard of a worker says that died while no daemon ran: the slots that ran a task."""
+    """What the scoreboard of a worker says that died while no daemon ran: the slots that ran a task.
+
+    Record and scoreboard stay until that is dealt with: this daemon may die, too.
+    """
 
     name: str
+    generation: int
     slots: list[tuple[Slot, Sentence | None]]
+    paths: tuple[Path, ...]
+
+    def remove(self) -> None:
+        for path in self.paths:
+            path.unlink(missing_ok=True)
 
 
 def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
-    """Every living process with a record, newest generation first; and what the dead ran, whose records are removed.
+    """Every living process with a record, newest generation first; and what the dead ran.
 
-    A record that cannot be read is set aside: the process, if there is one, cannot be known without it.
+    Removes what is left of all others. A record that cannot be read is set aside: the process, if there is one,
+    cannot be known without it. Raises OSError when nobody can tell which live.
     """
     found: list[Orphan] = []
     remains: list[Remains] = []
-    living: set[str] = set()
+    kept: set[str] = set()  # scoreboards
+    place = this_place()
     for path in sorted(Path(paths.processes).glob("*.json")):
         try:
             record = ProcessRecord.from_json(path.read_text())
@@ -58,26 +69,33 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
         except (ValueError, OSError) as error:
             log.error("%s: %s; set aside as %s", path, error, files.set_aside(str(path)))
             continue
-        ref = find(record.pid, record.start_ticks)
-        if ref is None:
-            remains.append(_remains(record))
-            path.unlink(missing_ok=True)
-        else:
+        # After another boot of the host the same numbers mean another process.
+        elsewhere = record.place is not None and record.place != place
+        ref = None if elsewhere else find(record.pid, record.start_ticks)
+        if ref is not None:
             found.append(Orphan(record, ref, recorded))
-            if record.board:
-                living.add(record.board)
-    for board in Path(paths.boards).iterdir():
-        if str(board) not in living:
-            board.unlink(missing_ok=True)
-    return sorted(found, key=lambda orphan: -orphan.record.generation), [item for item in remains if item.slots]
+        elif slots := _slots(record):
+            board = (Path(record.board),) if record.board else ()
+            remains.append(Remains(record.name, record.generation, slots, (path, *board)))
+        else:
+            path.unlink(missing_ok=True)
+            continue
+        if record.board:
+            kept.add(record.board)
+    for path in Path(paths.boards).iterdir():
+        if str(path) not in kept:
+            path.unlink(missing_ok=True)
+    found.sort(key=lambda orphan: -orphan.record.generation)
+    return found, sorted(remains, key=lambda dead: dead.generation)
 
 
-def _remains(record: ProcessRecord) -> Remains:
+def _slots(record: ProcessRecord) -> list[tuple[Slot, Sentence | None]]:
+    """What a dead process ran."""
     board = _board(record)
     if board is None:
-        return Remains(record.name, [])
+        return []
     try:
-        return Remains(record.name, [(slot, board.sentence(slot)) for slot in board.read() if slot.running is not None])
+        return [(slot, board.sentence(slot)) for slot in board.read() if slot.running is not None]
     finally:
         board.close()
 
@@ -201,8 +219,11 @@ def embedded_server(socket_path: str) -> ProcessRef | None:
         sock.settimeout(2.0)
         try:
             sock.connect(socket_path)
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             return None
+        except OSError as error:
+            # To start a second one beside it would be the end of its data.
+            raise LimetaskError(f"the embedded server may run, and {socket_path} cannot be reached: {error}") from error
         pid = peer_pid(sock)
     ticks = process_start_ticks(pid)
     return find(pid, ticks) if ticks is not None else None

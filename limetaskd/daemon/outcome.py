@@ -144,6 +144,15 @@ async def _end_with_worker(
     return True
 
 
+async def resume(daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str) -> None:
+    """A daemon that died had killed what ran this task, or was about to, and had begun to say so."""
+    if slot.running is not None and not await _was_recorded(daemon, slot.running.id):
+        await finish(daemon, unit.name, slot, reason, text)
+    if slot.pid == incarnation.pid:
+        incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
+        await incarnation.kill()
+
+
 async def finish(
     daemon: Daemon, name: str, slot: Slot, reason: str, text: str, ended: float | None = None
 ) -> None:
@@ -212,33 +221,30 @@ class Case:
 
 
 async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str) -> None:
-    """After the death of a main process: what its scoreboard says of the tasks that ran; then the board goes.
+    """After the death of a main process: what its scoreboard says of the tasks that ran.
 
     Own deaths count against a task; our stops, rolls and drains do not.
     """
     board = incarnation.board
     if board is None:
         return
-    try:
-        await _children_dead(incarnation)
-        by_itself = incarnation.ending is None and incarnation.ended_for is None
-        cases = []
-        for slot in board.read():
-            sentence = board.sentence(slot)
-            # A main process that hung by itself took its children along: only what ran in it has a part in that.
-            own = by_itself and (incarnation.hung_for is None or slot.pid == incarnation.pid)
-            if is_open(slot, sentence) and board.settle(slot, BY_DAEMON):
-                cases.append(Case(slot, sentence.reason if sentence is not None else None, own))
-        deaths = await _conclude(daemon, unit.name, cases, how)
-        if by_itself and incarnation.hung_for is None:
-            said = incarnation.report.reason if incarnation.report is not None else None
-            why = f"{how}: {said}" if said else how
-            tasks = [postmortem.task_of(case.slot.running) for case in cases if case.slot.running is not None]
-            await postmortem.report(daemon, unit.name, "crash", why, incarnation.pid, tasks=tasks, exit_text=how)
-        if deaths:
-            await _count(daemon, unit.name, deaths)
-    finally:
-        incarnation.forget()
+    await _children_dead(incarnation)
+    by_itself = incarnation.ending is None and incarnation.ended_for is None
+    cases = []
+    for slot in board.read():
+        sentence = board.sentence(slot)
+        # A main process that hung by itself took its children along: only what ran in it has a part in that.
+        own = by_itself and (incarnation.hung_for is None or slot.pid == incarnation.pid)
+        if is_open(slot, sentence) and board.settle(slot, BY_DAEMON):
+            cases.append(Case(slot, sentence.reason if sentence is not None else None, own))
+    deaths = await _conclude(daemon, unit.name, cases, how)
+    if by_itself and incarnation.hung_for is None:
+        said = incarnation.report.reason if incarnation.report is not None else None
+        why = f"{how}: {said}" if said else how
+        tasks = [postmortem.task_of(case.slot.running) for case in cases if case.slot.running is not None]
+        await postmortem.report(daemon, unit.name, "crash", why, incarnation.pid, tasks=tasks, exit_text=how)
+    if deaths:
+        await _count(daemon, deaths)
 
 
 async def account_absent(daemon: Daemon, name: str, cases: list[Case]) -> None:
@@ -249,19 +255,18 @@ async def account_absent(daemon: Daemon, name: str, cases: list[Case]) -> None:
         if time.monotonic() > deadline:
             break
         await asyncio.sleep(POLL_S)
-    path = daemon.paths.log(name)
     unrecorded = [
-        case for case in cases
-        if case.slot.running and not await asyncio.to_thread(postmortem.was_recorded, path, case.slot.running.id)
-    ]  # fmt: skip
+        case for case in cases if case.slot.running and not await _was_recorded(daemon, case.slot.running.id)
+    ]
     deaths = await _conclude(daemon, name, unrecorded, "while no daemon ran")
     if deaths:
-        await _count(daemon, name, deaths)
+        await _count(daemon, deaths)
 
 
-def is_open(slot: Slot, sentence: Sentence | None) -> bool:
-    """Whether the slot names a task whose end nobody has dealt with."""
-    return slot.running is not None and (sentence is None or sentence.settled in (BY_NOBODY, BY_WORKER))
+def is_open(slot: Slot, sentence: Sentence | None, *, daemon_died: bool = False) -> bool:
+    """Whether the slot names a task whose end nobody has dealt with. `daemon_died`: one that had begun with it has."""
+    begun = (BY_NOBODY, BY_WORKER, BY_DAEMON) if daemon_died else (BY_NOBODY, BY_WORKER)
+    return slot.running is not None and (sentence is None or sentence.settled in begun)
 
 
 async def _conclude(
@@ -283,7 +288,7 @@ async def _conclude(
     return deaths
 
 
-async def _count(daemon: Daemon, name: str, deaths: dict[str, tuple[Slot, dict[str, Any] | None]]) -> None:
+async def _count(daemon: Daemon, deaths: dict[str, tuple[Slot, dict[str, Any] | None]]) -> None:
     """Count the deaths under tasks; those that had stored their result, and died before their record, get that here."""
     params = {"deaths": [{"id": task_id, "death": death} for task_id, (_, death) in deaths.items()]}
     deadline = time.monotonic() + RETRY_FOR_S
@@ -300,9 +305,12 @@ async def _count(daemon: Daemon, name: str, deaths: dict[str, tuple[Slot, dict[s
     if counts:
         log.warning("workers died under tasks, deaths so far: %s", counts, extra={"action": "task_deaths"})
     for task_id in reply.get("done") or ():
-        slot = deaths[task_id][0]
-        if not await asyncio.to_thread(postmortem.was_recorded, daemon.paths.log(name), task_id):
-            record(daemon, slot, "SUCCESS", None, None)
+        if not await _was_recorded(daemon, task_id):
+            record(daemon, deaths[task_id][0], "SUCCESS", None, None)
+
+
+async def _was_recorded(daemon: Daemon, task_id: str) -> bool:
+    return await asyncio.to_thread(postmortem.was_recorded, daemon.paths.logs, task_id)
 
 
 async def _children_dead(incarnation: Incarnation) -> None:

@@ -71,15 +71,21 @@ def last_lines(path: str) -> list[str]:
     return [redact_text(line)[:LINE_CHARACTERS] for line in lines[-LINES:]]
 
 
-def was_recorded(path: str, task_id: str) -> bool:
-    """Whether the end of a task stands in the last part of a log file."""
+def was_recorded(log_dir: str, task_id: str) -> bool:
+    """Whether the end of a task stands in the last part of a log of this host: its worker's, another's, the daemon's.
+
+    Reads many files: call it in a thread.
+    """
     needle = json.dumps(task_id).encode()
-    try:
-        with Path(path).open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _SEARCHED_BYTES))
-            return any(needle in line and b'"task_outcome"' in line for line in file)
-    except OSError:
-        return False
+    for path in (*Path(log_dir).glob("*.log"), *Path(log_dir).glob("*.log.1")):
+        try:
+            with path.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _SEARCHED_BYTES))
+                if any(needle in line and b'"task_outcome"' in line for line in file):
+                    return True
+        except OSError as error:
+            log.debug("%s is not searched: %s", path, error)
+    return False
 
 
 def task_of(running: Running) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from limetaskd.daemon.logpump import check_destination
 from limetaskd.daemon.rolling import roll
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError, ConfigError, LimetaskError
-from limetaskd.plan.build import build
-from limetaskd.plan.diff import PlanDiff, diff
+from limetaskd.plan import held
+from limetaskd.plan.diff import Change, PlanDiff, diff
+from limetaskd.plan.held import build_held
 from limetaskd.plan.model import Plan
 from limetaskd.plan.render import render_diff
 
@@ -42,25 +43,25 @@ async def reload_on_request(daemon: Daemon) -> None:
             log.exception("reload failed", extra={"action": "reload_failed"})
 
 
-def read_plan(daemon: Daemon) -> Plan:
-    """The file as it is now, as a plan. Raises ConfigError with every problem."""
-    # The path as it was given, not the file it led to then; the host as it was before we became another user.
-    loaded = load(daemon.plan.config_file, os.environ)
-    return build(loaded, os.environ, embedded=daemon.plan.embedded, host=daemon.plan.host)
+def read_plan(running: Plan) -> tuple[Plan, tuple[Change, ...]]:
+    """The file as it is now, as a plan for this daemon, and what waits for the next one. Raises ConfigError."""
+    # The path as it was given, not the file it led to then.
+    loaded = load(running.config_file, os.environ)
+    return build_held(loaded, os.environ, held.to_json(running), embedded=running.embedded)
 
 
 async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:
     """Apply the file, or only show what would change. Raises CommandError; then the old plan goes on."""
     async with daemon.change_lock:
         try:
-            new = await asyncio.to_thread(read_plan, daemon)
+            new, waits = await asyncio.to_thread(read_plan, daemon.plan)
         except ConfigError as error:
             message = "the configuration is refused, the old one goes on:\n" + "\n".join(error.problems)
             if not only_plan:
                 daemon.last_reload_error = message
                 daemon.events.emit("reload_refused", problems=error.problems)
             raise CommandError(message) from error
-        difference = diff(daemon.plan, new)
+        difference = dataclasses.replace(diff(daemon.plan, new), restart=waits)
         by_fate = preview.workers(daemon, new, difference)
         left = preview.waiting(daemon, new, difference)
         details = [] if difference.empty else preview.lines(by_fate, left)
@@ -104,11 +105,10 @@ async def _apply(daemon: Daemon, new: Plan, difference: PlanDiff) -> None:
     """
     old, steering = daemon.plan, daemon.steering
     scales_before, departing_before = dict(daemon.scales.by_pool), dict(steering.departing)
-    # What only a new daemon can take stays as it is; `diff` says so to the operator.
-    daemon.plan = keep_fixed(old, new)
-    daemon.scales.after_reload(old, daemon.plan)
+    daemon.plan = new
+    daemon.scales.after_reload(old, new)
     daemon.generation += 1
-    steering.begin_move(old, daemon.plan)
+    steering.begin_move(old, new)
     try:
         await daemon.write_settings()
         if difference.settings:
@@ -190,16 +190,6 @@ async def _renew(daemon: Daemon, unit: Unit) -> None:
         unit.start()
         return
     await roll(daemon, unit)
-
-
-def keep_fixed(old: Plan, new: Plan) -> Plan:
-    """The new plan with everything that needs a restart of the daemon as it was."""
-    fixed = ("runtime_dir", "state_dir", "control", "user", "supervisor_socket", "embedded")
-    settings = dataclasses.replace(
-        new.settings, runtime_dir=old.settings.runtime_dir, state_dir=old.settings.state_dir,
-        prefix=old.settings.prefix, suffix=old.settings.suffix,
-    )  # fmt: skip
-    return dataclasses.replace(new, settings=settings, **{name: getattr(old, name) for name in fixed})
 
 
 async def _undo(daemon: Daemon, old: Plan, scales: dict[str, Any], difference: PlanDiff) -> None:

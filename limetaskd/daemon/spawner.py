@@ -8,6 +8,7 @@ the loop at once, without polling and without `waitpid(-1)`.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -23,6 +24,14 @@ from limetaskd.core.process import process_lives, process_parent, process_start_
 log = logging.getLogger("limetaskd.spawner")
 
 
+def signal_name(number: int) -> str:
+    """`SIGKILL`; real-time signals but the first and the last have no name: `signal 40`."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 @dataclass(frozen=True)
 class Exit:
     """How a process ended. Both None: it was not our child (adopted), so nobody told us."""
@@ -32,7 +41,7 @@ class Exit:
 
     def __str__(self) -> str:
         if self.signal is not None:
-            return f"killed by {signal.Signals(self.signal).name}"
+            return f"killed by {signal_name(self.signal)}"
         if self.status is not None:
             return f"exit status {self.status}"
         return "gone (status unknown)"
@@ -64,10 +73,11 @@ class ProcessRef:
 
     def _wait(self) -> Exit:
         try:
-            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            result = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             return Exit()
         if result is None:
+            # A debugger has not let go of it. It is dead all the same; `reap_strangers` collects it one day.
             return Exit()
         if result.si_code == os.CLD_EXITED:
             return Exit(status=result.si_status)
@@ -81,14 +91,23 @@ class ProcessRef:
         if not self.signal(signal.SIGSTOP):
             return []
         victims: list[psutil.Process] = []
-        with contextlib.suppress(psutil.NoSuchProcess):
+        try:
             victims = psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            pass
+        except (psutil.Error, OSError) as error:
+            log.error("what descends from pid %d is not known and may live on: %s", self.pid, error)
         self.signal(signal.SIGKILL)
         killed = [self.pid]
         for victim in victims:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            try:
                 victim.kill()  # psutil compares the creation time first
-                killed.append(victim.pid)
+            except psutil.NoSuchProcess:
+                continue
+            except (psutil.Error, OSError) as error:  # of another user (sudo, say)
+                log.warning("pid %d, below pid %d, lives on: %s", victim.pid, self.pid, error)
+                continue
+            killed.append(victim.pid)
         return killed
 
     def close(self) -> None:
@@ -176,17 +195,27 @@ def held(pid: int) -> ProcessRef:
     return ProcessRef(pid, process_start_ticks(pid) or 0, pidfd, child=True)
 
 
+# Also of a pid that has become the number of a thread; which of the two depends on the kernel.
+_NO_PROCESS = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
+
+
 def find(pid: int, start_ticks: int) -> ProcessRef | None:
     """The living process with this identity; None when it is gone, or dead and not collected by its parent.
 
-    It may be our child: `exec` keeps children.
+    It may be our child: `exec` keeps children. Raises OSError when nobody can tell (no descriptors left, say).
     """
     try:
         pidfd = os.pidfd_open(pid)
-    except OSError:
-        return None
-    # Compared after the pidfd is held: from here on the pid cannot change hands unnoticed.
-    if not process_lives(pid, start_ticks):
-        os.close(pidfd)
-        return None
-    return ProcessRef(pid, start_ticks, pidfd, child=process_parent(pid) == os.getpid())
+    except OSError as error:
+        if error.errno in _NO_PROCESS:
+            return None
+        raise
+    ref = None
+    try:
+        # Compared after the pidfd is held: from here on the pid cannot change hands unnoticed.
+        if process_lives(pid, start_ticks):
+            ref = ProcessRef(pid, start_ticks, pidfd, child=process_parent(pid) == os.getpid())
+    finally:
+        if ref is None:
+            os.close(pidfd)
+    return ref

@@ -12,6 +12,7 @@ consumes, and the old one leaves. What to do at a death is decided by `limetaskd
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 import time
@@ -26,7 +27,7 @@ from limetaskd.daemon.events import EventBus
 from limetaskd.daemon.incarnation import Incarnation, Launch
 from limetaskd.daemon.spawner import Exit
 from limetaskd.daemon.succession import UnitMemory
-from limetaskd.errors import CommandError, LimetaskError
+from limetaskd.errors import CommandError, LimetaskError, NoAnswerError
 from limetaskd.policy.restart import FATAL_RETRY_S, RestartPolicy
 
 log = logging.getLogger("limetaskd.unit")
@@ -45,6 +46,8 @@ class Host(Protocol):
 
     @property
     def stopping(self) -> bool: ...
+    @property
+    def replacing(self) -> bool: ...
     def restart_policy(self) -> RestartPolicy: ...
     def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]: ...
     async def bring_to_life(self, unit: Unit, launch: Launch, generation: int) -> Incarnation: ...
@@ -176,6 +179,9 @@ class Unit:
             self.machine.change_state(engine.STOPPED)
 
     def _spawn(self) -> None:
+        if self._host.replacing:
+            self._start_again = True  # by the newer code: nobody has stopped it
+            return
         self._cancel_timer()
         if self._host.stopping:
             self.machine.change_state(engine.STOPPED)
@@ -225,7 +231,14 @@ class Unit:
 
     async def _new_incarnation(self) -> Incarnation:
         self.generation += 1
-        return await self._host.bring_to_life(self, self.launch(self.generation), self.generation)
+        try:
+            return await self._host.bring_to_life(self, self.launch(self.generation), self.generation)
+        except NoAnswerError as error:
+            # That the image died is no death of ours. It may have forked all the same, so this number is used up.
+            log.warning("%s is started by exec: %s", self.name, error)
+        self.generation += 1
+        launch = dataclasses.replace(self.launch(self.generation), forkable=False)
+        return await self._host.bring_to_life(self, launch, self.generation)
 
     def adopt(self, incarnation: Incarnation) -> None:
         """Take over a process that is alive already."""

@@ -13,6 +13,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,19 @@ from limetaskd.core.record import ProcessRecord
 from limetaskd.core.redact import redact_text
 from limetaskd.daemon import files
 from limetaskd.daemon.daemon import Daemon
+from limetaskd.daemon.embedded import find_server
 from limetaskd.daemon.incarnation import launch_environment
 from limetaskd.daemon.launch import BOOT, Paths
 from limetaskd.daemon.lock import LOCK_VARIABLE
+from limetaskd.daemon.logpump import check_destination
 from limetaskd.daemon.pools import Scales
+from limetaskd.daemon.privileges import prepare_folders
 from limetaskd.daemon.spawner import Exit, ProcessRef, spawn
 from limetaskd.daemon.steering import parse_saved
 from limetaskd.daemon.succession import Memory
 from limetaskd.daemon.unit import EX_CONFIG
 from limetaskd.errors import CommandError, LimetaskError
+from limetaskd.plan.held import HELD_VARIABLE, to_json
 from limetaskd.plan.model import Plan
 
 log = logging.getLogger("limetaskd.upgrade")
@@ -37,6 +42,8 @@ log = logging.getLogger("limetaskd.upgrade")
 # Task modules may need long for their imports, and each environment of pools imports them once.
 REHEARSAL_TIMEOUT_S = 180.0
 KILLED_S = 5.0
+BIRTHS_S = 5.0
+BIRTH_POLL_S = 0.02
 REASON = "limetaskd: "  # what begins so in a rehearsal's output is meant for the operator
 _REASON_LINES = 5
 
@@ -46,10 +53,10 @@ def interpreter() -> list[str]:
     return [sys.executable, *(["-I"] if sys.flags.isolated else [])]
 
 
-def command_line(plan: Plan, *, detached: bool) -> list[str]:
+def command_line(plan: Plan) -> list[str]:
     """How this daemon was started, as a command that runs the code that is installed now, from any folder."""
     command = [*interpreter(), "-m", "limetaskd.daemon.main", "--config", plan.config_file or ""]
-    return [*command, *(["--embedded"] if plan.embedded else []), *(["--daemon"] if detached else [])]
+    return [*command, *(["--embedded"] if plan.embedded else []), *(["--daemon"] if plan.detached else [])]
 
 
 async def upgrade_on_request(daemon: Daemon) -> None:
@@ -74,14 +81,16 @@ async def upgrade(daemon: Daemon) -> dict[str, Any]:
         daemon.events.emit("upgrade_started")
         try:
             await _rehearse(daemon)
+            await daemon.accounted()
             await _save_memory(daemon)
-            _require_calm(daemon)  # the rehearsal took a while: a stop or a restart may have begun
+            _require_calm(daemon)  # that took a while: a stop or a restart may have begun
         except CommandError as error:
             daemon.events.emit("upgrade_refused", reason=str(error))
             raise
         log.info("the installed code passed its rehearsal: replacing this process", extra={"action": "upgrade"})
-        daemon.replacing = True
+        daemon.replacing = True  # nothing is started any more
         daemon.state = "replacing"
+        await _all_born(daemon)
         daemon.stop_requested.set()
     return {"replacing": True, "pid": os.getpid()}
 
@@ -95,6 +104,19 @@ def _require_calm(daemon: Daemon) -> None:
         raise CommandError(f"{', '.join(rolling)} is being restarted: upgrade when that is done")
 
 
+async def _all_born(daemon: Daemon) -> None:
+    """Wait until what was just being started has written the records by which the newer code finds it."""
+    deadline = time.monotonic() + BIRTHS_S
+    for unit in list(daemon.units.values()):
+        await unit.born(max(0.0, deadline - time.monotonic()))
+    while time.monotonic() < deadline:
+        processes = [process for unit in daemon.units.values() for process in unit.processes() if process.alive]
+        records = [process.launch.spec.record for process in processes if process.launch.spec is not None]
+        if all(record is None or files.exists(record) for record in records):
+            return
+        await asyncio.sleep(BIRTH_POLL_S)
+
+
 async def _save_memory(daemon: Daemon) -> None:
     try:
         await daemon.keeper.save_memory()
@@ -106,10 +128,11 @@ async def _rehearse(daemon: Daemon) -> None:
     """Run the installed code over our configuration, our saved state and the task modules, in a process of its own."""
     output = Path(daemon.paths.runtime_dir) / "rehearsal.log"
     await asyncio.to_thread(files.remove, str(output))
-    command = [*command_line(daemon.plan, detached=False), "--rehearse"]
+    command = [*command_line(daemon.plan), "--rehearse"]
+    environment = launch_environment({HELD_VARIABLE: to_json(daemon.plan)})
     try:
         # It imports task modules: no protection of ours from the OOM killer is for them.
-        ref = spawn(command, launch_environment({}), str(output), protected=False)
+        ref = spawn(command, environment, str(output), protected=False)
     except OSError as error:
         raise CommandError(f"the installed code cannot be started: {error}") from error
     daemon.nursery.strangers_to_keep.add(ref.pid)
@@ -194,6 +217,21 @@ def rehearse_processes(plan: Plan) -> bool:
     return True
 
 
+def rehearse_start(plan: Plan) -> list[str]:
+    """In the new code: would this host let a daemon with this plan start? The problems, one line each."""
+    problems = []
+    try:
+        prepare_folders(plan)
+        check_destination(plan.logging)
+        if plan.embedded:
+            find_server()
+    except LimetaskError as error:
+        problems.append(str(error))
+    except OSError as error:
+        problems.append(f"limetaskd.logging.destination: {plan.logging.destination}: {error.strerror}")
+    return problems
+
+
 def rehearse_state(paths: Paths) -> list[str]:
     """In the new code: can what the running daemon has saved be read? The problems, one line each."""
     problems = []
@@ -217,9 +255,10 @@ def rehearse_state(paths: Paths) -> list[str]:
     return problems
 
 
-def replace_process(plan: Plan, lock_descriptor: int, *, detached: bool) -> None:
-    """Become the new code. Only returns by raising OSError."""
+def replace_process(plan: Plan, lock_descriptor: int) -> None:
+    """Become the new code, which holds what `plan` holds. Only returns by raising OSError."""
     os.set_inheritable(lock_descriptor, True)
     os.environ[LOCK_VARIABLE] = str(lock_descriptor)
-    argv = command_line(plan, detached=detached)
+    os.environ[HELD_VARIABLE] = to_json(plan)
+    argv = command_line(plan)
     os.execv(argv[0], argv)

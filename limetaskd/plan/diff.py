@@ -117,9 +117,14 @@ def diff(old: Plan, new: Plan) -> PlanDiff:
         routing=_routing(old, new),
         settings=settings,
         daemon=_keys(old, new, _DAEMON),
-        restart=_keys(old, new, _RESTART),
+        restart=held_back(old, new),
         beat=(old.beat_pool, new.beat_pool) if old.beat_pool != new.beat_pool else None,
     )
+
+
+def held_back(running: Plan, wanted: Plan) -> tuple[Change, ...]:
+    """What of `wanted` has no effect on a daemon that runs `running` until it is stopped and started."""
+    return _keys(running, wanted, _RESTART)
 
 
 def _only(these: Mapping[str, Any], those: Mapping[str, Any]) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ class Plan:
     supervisor_socket: bool = False
     preload: bool = True
     embedded: bool = False
+    detached: bool = False  # it has no standard error
     host: Host | None = None  # facts of the start, for the next build: directories stay when the user changes
     config_file: str | None = None  # absolute path as it was given: what a reload reads again
     warnings: tuple[str, ...] = ()

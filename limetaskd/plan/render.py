@@ -170,8 +170,13 @@ def render_diff(difference: PlanDiff) -> str:
         before, after = difference.beat
         lines.append(f"~ schedule: owner {before or 'none'} -> {after or 'none'}")
     lines += [f"~ {_text(change)}" for change in (*difference.settings, *difference.daemon)]
-    lines += [f"! {_text(change)} (takes effect when limetaskd is restarted)" for change in difference.restart]
+    lines += [f"! {line}" for line in render_held_back(difference.restart)]
     return "\n".join(lines) + "\n"
+
+
+def render_held_back(changes: Iterable[Change]) -> list[str]:
+    """What waits for the daemon's next start, one line each."""
+    return [f"{_text(change)} (takes effect when limetaskd is restarted)" for change in changes]
 
 
 def _text(change: Change) -> str:

@@ -337,6 +337,7 @@ class Image:
                 logs.set_up(spec.name, level=logging.WARNING)  # into descriptor 2, until its own settings are read
                 logger.warning("the niceness stays %d: %s", os.nice(0), error, extra={"action": "not_niced"})
         if self._leftovers is not None:
+            self._leftovers.open_again()
             self._leftovers.seed()
         name_process(spec.name)
 

@@ -43,12 +43,13 @@ class Leftovers:
         self._exit_functions: list[Callable[..., Any]] = []
         # By identity: a subclass may compare as it likes.
         self._unseeded: weakref.WeakValueDictionary[int, random.Random] = weakref.WeakValueDictionary()
-        self._originals: tuple[Any, Any] = (random.Random.seed, atexit.register)
+        self._originals: tuple[Any, Any, Any] = (random.Random.seed, atexit.register, atexit.unregister)
         self._numpy: list[Any] = []
+        self._read_at_an_offset: list[int] = []
 
     def __enter__(self) -> Self:
         # Neither can be asked later: which generators were seeded with a value, and what will run at the exit.
-        seed, register = self._originals
+        seed, register, unregister = self._originals
 
         @functools.wraps(seed)
         def noted_seed(generator: random.Random, a: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -63,14 +64,21 @@ class Leftovers:
             self._exit_functions.append(function)
             return register(function, *args, **kwargs)
 
+        @functools.wraps(unregister)
+        def noted_unregister(function: Callable[..., Any]) -> None:
+            self._exit_functions = [other for other in self._exit_functions if other != function]
+            unregister(function)
+
         setattr(random.Random, "seed", noted_seed)  # noqa: B010  mypy takes no assignment to a method
         setattr(atexit, "register", noted_register)  # noqa: B010
+        setattr(atexit, "unregister", noted_unregister)  # noqa: B010
         return self
 
     def __exit__(self, *_: object) -> None:
-        seed, register = self._originals
+        seed, register, unregister = self._originals
         setattr(random.Random, "seed", seed)  # noqa: B010
         setattr(atexit, "register", register)  # noqa: B010
+        setattr(atexit, "unregister", unregister)  # noqa: B010
 
     def find_numpy_generators(self) -> None:
         """Those that were not seeded with a value. Before `gc.freeze`, which hides them."""
@@ -93,9 +101,26 @@ class Leftovers:
         for bits in self._numpy:
             bits.state = type(bits)().state
 
+    def open_again(self) -> None:
+        """In a forked process: files that the imports opened for reading get a place of their own in them.
+
+        Raises OSError.
+        """
+        for number in self._read_at_an_offset:
+            try:
+                flags, place = fcntl.fcntl(number, fcntl.F_GETFL), os.lseek(number, 0, os.SEEK_CUR)
+            except OSError:
+                continue  # closed meanwhile
+            own = os.open(f"/proc/self/fd/{number}", flags | os.O_CLOEXEC)
+            os.lseek(own, place, os.SEEK_SET)
+            os.dup2(own, number, inheritable=os.get_inheritable(number))
+            os.close(own)
+
     def problems(self) -> list[str]:
         """Why this process must not fork; empty: it may."""
-        found = [_threads(), *_opened(set(_descriptors()) - self._descriptors)]
+        opened = set(_descriptors()) - self._descriptors
+        self._read_at_an_offset = [number for number in opened if _reads_at_an_offset(number)]
+        found = [_threads(), _children(), *_opened(opened)]
         mappings = sorted(name.partition(" ")[2] for name in shared_mappings() - self._mappings)
         if mappings:
             found.append(f"the imports made memory ({_some(mappings)}), or locks in it, that all workers would share")
@@ -129,6 +154,15 @@ def _threads() -> str | None:
     return f"the imports started threads ({_some(names)}), which a fork would lose" if names else None
 
 
+def _children() -> str | None:
+    """A child of the image is not that of its workers, which could neither wait for it nor be told of its end."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return "the imports started a process, which would not be the workers' own"
+
+
 def _descriptors() -> dict[int, str]:
     """Descriptors of this process, and what they are of."""
     found = {}
@@ -153,6 +187,16 @@ def _opened(descriptors: set[int]) -> list[str]:
     if others:
         found.append(f"the imports opened {_some(others)}, which all workers would share")
     return found
+
+
+def _reads_at_an_offset(descriptor: int) -> bool:
+    """Whether processes that share it would each read what the others leave."""
+    try:
+        flags, status = fcntl.fcntl(descriptor, fcntl.F_GETFL), os.fstat(descriptor)
+    except OSError:
+        return False  # closed meanwhile
+    placed = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+    return placed and flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_PATH
 
 
 def _writes_at_an_offset(descriptor: int) -> bool:

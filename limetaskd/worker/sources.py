@@ -21,12 +21,20 @@ def imported() -> dict[str, Signature]:
     """
     own = str(Path(os.__file__).parent) + os.sep
     born = _born_ns()
-    paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    paths = (_file_of(module) for module in list(sys.modules.values()))
     return {
         path: _OF_NO_FILE if _changed_since(path, born) else signature(path)
         for path in dict.fromkeys(paths)
         if isinstance(path, str) and not (path.startswith(own) and "site-packages" not in path)
     }
+
+
+def _file_of(module: object) -> object:
+    """`__file__`, without asking the module: a lazy one would load."""
+    try:
+        return object.__getattribute__(module, "__dict__").get("__file__")
+    except AttributeError:
+        return None  # something else that was put among the modules
 
 
 def changed(known: dict[str, Signature]) -> list[str]:

@@ -78,7 +78,8 @@ def fork_ahead(settle: Callable[[], None]) -> Spare | bytes:
     theirs.close()
     answer = ours.recv(_ANSWER_BYTES)
     # From here on the spare alone has the other end, and the daemon is its parent.
-    os.waitpid(between, 0)
+    with contextlib.suppress(ChildProcessError):  # a module ignores SIGCHLD: it was collected at its end
+        os.waitpid(between, 0)
     if not answer.isdigit():
         ours.close()
         raise CannotForkError(answer.decode() or "the fork failed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from tests.support.crm import SOURCE, configuration
 from tests.support.daemon import ROOT, Daemon, command
@@ -98,6 +100,10 @@ def test_a_detached_daemon_upgrades_in_place_too(amqp_url: str, redis_url: str, 
     assert [w["pid"] for p in after["pools"] for w in p["workers"]] == [
         w["pid"] for p in before["pools"] for w in p["workers"]
     ]
+    # It has no standard error, so logs go where they went, and no reload takes that for a change.
+    assert not daemon.ctl("reload")["changed"]
+    log = daemon.state_dir / "log" / "limetaskd.jsonl"
+    wait_until(lambda: "reloaded: nothing changed" in log.read_text())
     assert daemon.run_ctl("shutdown").returncode == 0
     wait_until(lambda: not daemon.processes())
 
@@ -149,7 +155,7 @@ def edit(daemon: Daemon, file: str, old: str, new: str) -> None:
 def hold_rehearsal(daemon: Daemon) -> tuple[Path, Path]:
     """The next rehearsal touches the first file and goes on when the second one is there."""
     begun, gate = daemon.folder / "rehearsal-begun", daemon.folder / "rehearsal-gate"
-    line = "        problems = rehearse_state(paths_of(plan))\n"
+    line = "        problems = [*rehearse_start(plan), *rehearse_state(paths_of(plan))]\n"
     wait = (
         "        import time\n"
         f"        Path({str(begun)!r}).touch()\n"
@@ -350,6 +356,47 @@ def test_task_modules_and_a_full_disk_refuse_an_upgrade(daemon: Daemon) -> None:
     memory.rmdir()
     daemon.ctl("upgrade")
     assert starts(daemon) == 2
+
+
+def test_what_only_a_new_daemon_can_take_stays_over_an_upgrade(daemon: Daemon, tmp_path: Path) -> None:
+    pids = {name: daemon.worker(name)["pid"] for name in ("default:0", "asap:0", "background:0")}
+    file = daemon.config_path
+    good = yaml.safe_load(file.read_text())
+    changed = copy.deepcopy(good)
+    changed["limetaskd"] |= {
+        "runtime_dir": str(tmp_path / "elsewhere"),
+        "state_dir": str(tmp_path / "other-state"),
+        "user": "nobody" if os.geteuid() != 0 else "daemon",
+        "supervisor_socket": True,
+        "control": {"endpoint": f"ipc://{tmp_path}/other.sock", "mode": "0600"},
+    }
+    file.write_text(yaml.safe_dump(changed))
+    daemon.ctl("upgrade")
+    assert starts(daemon) == 2
+    assert {name: daemon.worker(name)["pid"] for name in pids} == pids
+    assert not (tmp_path / "elsewhere").exists()
+    assert not (daemon.runtime_dir / "supervisor.sock").exists()
+    assert (daemon.runtime_dir / "control.sock").stat().st_mode & 0o777 == 0o660
+    messages = [record["message"] for record in daemon.logs()]
+    said = [message for message in messages if "takes effect when limetaskd is restarted" in message]
+    assert {line.partition(":")[0] for line in said} == set(changed["limetaskd"]) - set(good["limetaskd"]) | {
+        "runtime_dir", "state_dir"
+    }  # fmt: skip
+    # A reload says the same, and there is still one schedule and one set of workers.
+    waits = daemon.ctl("reload", "--plan")["diff"]["restart"]
+    assert sorted(change["key"] for change in waits) == [
+        "control", "runtime_dir", "state_dir", "supervisor_socket", "user"
+    ]  # fmt: skip
+    assert len(daemon.named("default:beat")) <= 1
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
+def test_logs_that_cannot_be_opened_refuse_an_upgrade(daemon: Daemon, tmp_path: Path) -> None:
+    changed = yaml.safe_load(daemon.config_path.read_text())
+    changed["limetaskd"]["logging"] = {"destination": str(tmp_path)}
+    daemon.config_path.write_text(yaml.safe_dump(changed))
+    refused(daemon, f"limetaskd.logging.destination: {tmp_path}: Is a directory")
 
 
 def test_a_start_that_fails_leaves_what_it_took_over_to_the_next_one(make_daemon: MakeDaemon) -> None:

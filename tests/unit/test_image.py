@@ -119,3 +119,17 @@ def test_a_reply_that_the_daemon_does_not_take_is_no_crash() -> None:
         assert image.run() is None
         """
     )
+
+
+def test_modules_may_ignore_the_end_of_children() -> None:
+    run(
+        """if True:
+        import os, signal
+        from limetaskd.worker.spare import Spare, fork_ahead
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        made = fork_ahead(lambda: None)
+        if not isinstance(made, Spare):
+            os._exit(0 if made == b"packet" else 1)
+        assert made.call(b"packet")
+        """
+    )

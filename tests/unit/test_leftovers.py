@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,7 @@ def problems(source: str) -> str:
          "threads (p)"),
         ("import tempfile; kept = tempfile.TemporaryDirectory()", "TemporaryDirectory._cleanup"),
         ("import atexit, shutil; atexit.register(shutil.rmtree, '/nonexistent', ignore_errors=True)", "shutil.rmtree"),
+        ("import subprocess; kept = subprocess.Popen(['sleep', '0'])", "started a process"),
         ("import atexit, functools, os; atexit.register(functools.partial(os.getenv, 'x'))", "os.getenv"),
     ],
 )  # fmt: skip
@@ -61,6 +63,8 @@ def test_what_workers_would_share_or_lose_is_named(source: str, reason: str) -> 
         "import multiprocessing.pool, concurrent.futures.process, asyncio, sqlite3, ssl, email, decimal",
         "import sqlite3; kept = sqlite3.connect(':memory:')",
         "import atexit; atexit.register(print, end='')",
+        "import atexit, os; atexit.register(os.getenv, 'x'); atexit.unregister(os.getenv)",
+        "import subprocess; subprocess.run(['sleep', '0'], check=True)",
         "import tempfile\nwith tempfile.TemporaryDirectory(): pass",
         "import weakref\nclass C: pass\nkept = C()\nweakref.finalize(kept, len, ())",
     ],
@@ -94,3 +98,51 @@ def test_generators_begin_anew_unless_they_were_seeded_with_a_value() -> None:
         assert random.Random.seed.__module__ == "random"
         """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_each_process_reads_a_file_that_the_imports_opened_from_its_own_place(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("".join(f"{number:04d}\n" for number in range(10_000)))
+    program = """if True:
+        import os, sys
+        from limetaskd.worker.leftovers import Leftovers
+        leftovers = Leftovers()
+        with leftovers:
+            rows = open(sys.argv[1], buffering=40)
+            assert next(rows) == "0000\\n"
+            gone = os.open(sys.argv[1] + ".gone", os.O_RDWR | os.O_CREAT)
+            os.write(gone, b"abcdef")
+            reader = os.open(sys.argv[1] + ".gone", os.O_RDONLY)
+            os.close(gone)
+            os.unlink(sys.argv[1] + ".gone")
+            os.read(reader, 1)
+        assert leftovers.problems() == []
+        closed = open(sys.argv[1])  # one of ours, later
+        read, write = os.pipe()
+        if os.fork() == 0:
+            leftovers.open_again()
+            text = "".join(rows) + os.read(reader, 9).decode()
+            os.write(write, repr((len(text), text[:5], text[-5:], os.get_inheritable(reader))).encode())
+            os._exit(0)
+        theirs = eval(os.read(read, 10_000))
+        text = "".join(rows) + os.read(reader, 9).decode()
+        assert theirs == (len(text), text[:5], text[-5:], False) == (9_999 * 5 + 5, "0001\\n", "bcdef", False), theirs
+        """
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=60)
+
+
+def test_the_look_at_files_of_modules_loads_no_lazy_one(tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text("raise SystemExit('loaded')\n")
+    program = """if True:
+        import importlib.util, sys
+        sys.path.insert(0, sys.argv[1])
+        spec = importlib.util.find_spec("late")
+        loader = importlib.util.LazyLoader(spec.loader)
+        spec.loader = loader
+        sys.modules["late"] = module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        sys.modules["odd"] = 7
+        from limetaskd.worker import sources
+        assert sys.argv[1] + "/late.py" in sources.imported()
+        """
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)

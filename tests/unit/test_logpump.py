@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from limetaskd.daemon import logpump
 from limetaskd.daemon.logpump import LogPump
 from limetaskd.plan.model import LoggingPlan
 from tests.support.waiting import wait_until
@@ -94,6 +100,102 @@ def test_nothing_that_a_task_prints_ends_the_pump(pumped: Pumped) -> None:
     deep = '{"@timestamp": ' + "[" * 100_000
     append(pumped.logs / "asap:0.log", deep + "\n" + line("after"))
     wait_until(lambda: pumped.messages() == [deep, "after"])
+
+
+def nested(depth: int) -> str:
+    return '{"@timestamp": "t", "message": "deep", "x": ' + "[" * depth + "]" * depth + "}"
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_no_record_that_a_task_prints_ends_the_pump(pumped: Pumped, format: str) -> None:
+    pumped.start(format=format)
+    odd = [
+        '{"@timestamp": null, "level": null, "process": [], "pid": {}, "message": 7}', '{"@timestamp": 1, "level": {}}'
+    ]  # fmt: skip
+    deep = [nested(depth) for depth in (100, 700, 990, 1495, 3000, 9996, 40_000)]
+    append(pumped.logs / "asap:0.log", "\n".join([*odd, *deep]) + "\n" + line("after"))
+    wait_until(lambda: pumped.out.exists() and "after" in pumped.out.read_text())
+    assert len(pumped.out.read_text().splitlines()) == len(odd) + len(deep) + 1
+    # Nor does it the next one.
+    pumped.stop()
+    append(pumped.logs / "asap:0.log", odd[0] + "\n" + line("later"))
+    pumped.start(format=format)
+    wait_until(lambda: "later" in pumped.out.read_text())
+
+
+def test_a_fault_of_ours_does_not_end_the_pump(pumped: Pumped, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logpump, "_PAUSE_AFTER_ERROR_S", 0.01)
+    faults = iter([ZeroDivisionError()])
+
+    def drain(_pump: LogPump) -> None:
+        for fault in faults:
+            raise fault
+
+    monkeypatch.setattr(LogPump, "_drain_old", drain)
+    pumped.start()
+    append(pumped.logs / "asap:0.log", line("one"))
+    wait_until(lambda: pumped.messages() == ["one"])
+    assert next(faults, None) is None
+
+
+ONTO_STDERR = """
+import sys
+from limetaskd.daemon.logpump import LogPump
+from limetaskd.plan.model import LoggingPlan
+pump = LogPump(sys.argv[1], LoggingPlan(destination="stderr"))
+pump.start()
+print("up", flush=True)
+sys.stdin.read()
+pump.close(60)
+"""
+
+
+def test_a_standard_error_that_does_not_block_loses_no_line(pumped: Pumped) -> None:
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    room = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", ONTO_STDERR, str(pumped.logs)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=write,
+    )  # fmt: skip
+    os.close(write)
+    assert daemon.stdin is not None
+    assert daemon.stdout is not None
+    assert daemon.stdout.readline() == b"up\n"
+    expected = [f"{number} " + "x" * 600 for number in range(200)]
+    append(pumped.logs / "asap:0.log", "".join(map(line, expected)))
+
+    def waiting() -> int:
+        return int.from_bytes(fcntl.ioctl(read, termios.FIONREAD, b"\0" * 4), sys.byteorder)
+
+    wait_until(lambda: waiting() > room - 700)  # full before anybody reads
+    daemon.stdin.close()
+    with open(read) as file:  # noqa: PTH123  a descriptor
+        texts = file.read().splitlines()
+    assert [json.loads(text)["message"] for text in texts] == expected
+    assert daemon.wait(60) == 0
+
+
+def test_a_line_that_was_written_in_part_does_not_swallow_the_next_one(
+    pumped: Pumped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    room = [10, 0]  # bytes that the disk takes of the first line, each time
+
+    def stingy(descriptor: int, data: memoryview) -> int:
+        if room and b"first" in bytes(data):
+            taken = room.pop(0)
+            if not taken:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(descriptor, data[:taken])
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", stingy)
+    pumped.start()
+    append(pumped.logs / "asap:0.log", line("first") + line("second"))
+    wait_until(lambda: pumped.out.exists() and "second" in pumped.out.read_text())
+    assert json.loads(pumped.out.read_text().splitlines()[1])["message"] == "second"
+    assert not room
 
 
 def test_the_next_pump_goes_on_where_the_last_one_stopped(pumped: Pumped) -> None:

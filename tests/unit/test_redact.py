@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from urllib.parse import quote
 
 import pytest
@@ -66,3 +67,20 @@ def test_what_is_no_url_is_hidden_when_it_may_hold_a_password(url: str) -> None:
 def test_schemes_are_shown_as_people_configured_them() -> None:
     assert redact_text("Connected to limeredis+socket:///run/x.sock") == "Connected to redis+socket:///run/x.sock"
     assert redact_text("limerediss://:secret@h/0 limesentinel://h") == "rediss://:***@h/0 sentinel://h"
+
+
+def test_the_time_for_a_long_line_grows_with_its_length_alone() -> None:
+    """Not with its square: a task may print a megabyte without a space."""
+
+    def needs(length: int) -> float:
+        begun = time.perf_counter()
+        redact_text("f" * length)
+        return time.perf_counter() - begun
+
+    short = min(needs(20_000) for _ in range(5))
+    assert min(needs(400_000) for _ in range(5)) < 150 * short  # 20 times as long; its square is 400 times
+
+
+@pytest.mark.parametrize("before", ["", "1", "a" * 50, "x=", "\u00e9"])
+def test_whatever_stands_before_the_scheme(before: str) -> None:
+    assert redact_text(f"{before}amqp://u:secret@h") == f"{before}amqp://u:***@h"

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from limetaskd.core.process import process_start_ticks, this_place
 from limetaskd.core.record import ProcessRecord
-from limetaskd.daemon.files import write_atomically
+from limetaskd.daemon.files import make_folders, remove_unfinished, write_atomically
+from limetaskd.daemon.launch import Paths
+from limetaskd.daemon.orphans import find_all
+from limetaskd.daemon.postmortem import was_recorded
 from limetaskd.daemon.succession import Memory, UnitMemory
 
 RECORD = ProcessRecord("asap:0", "worker", 1, 42, 7, "f", None, "/log", 2, 600.0)
@@ -27,7 +33,7 @@ def test_what_is_written_is_read() -> None:
     [
         {"shutdown_timeout_s": None}, {"shutdown_timeout_s": "600"}, {"shutdown_timeout_s": -1.0},
         {"shutdown_timeout_s": float("inf")}, {"shutdown_timeout_s": float("nan")}, {"pid": 2**70}, {"pid": 0},
-        {"pid": True}, {"pid": 1.5}, {"start_ticks": -1}, {"name": None}, {"version": 2}, {"unknown": 1},
+        {"pid": True}, {"pid": 1.5}, {"start_ticks": -1}, {"name": None}, {"place": 7}, {"version": 2}, {"unknown": 1},
     ],
 )  # fmt: skip
 def test_a_damaged_record(change: dict[str, Any]) -> None:
@@ -60,3 +66,33 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError):  # a file cannot replace a folder
         write_atomically(str(target), "text")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_records_of_another_boot_name_nobody(tmp_path: Path) -> None:
+    paths = Paths(str(tmp_path), str(tmp_path))
+    make_folders(paths.processes, paths.boards)
+    pid = os.getpid()
+    ours = dataclasses.replace(RECORD, pid=pid, start_ticks=process_start_ticks(pid) or 0)
+    places = {"old": None, "here": this_place(), "before": "0123abcd-1"}
+    for name, place in places.items():
+        Path(paths.record(name, 1)).write_text(dataclasses.replace(ours, name=name, place=place).to_json())
+    found, remains = find_all(paths)
+    assert {orphan.record.name for orphan in found} == {"old", "here"}
+    assert remains == []
+    assert not Path(paths.record("before", 1)).exists()
+    for orphan in found:
+        orphan.ref.close()
+
+
+def test_what_killed_writers_have_left_goes_once_it_is_old(tmp_path: Path) -> None:
+    for name in (".memory.json.1.0.new", ".young.json.1.new", "memory.json"):
+        (tmp_path / name).write_text("x")
+    os.utime(tmp_path / ".memory.json.1.0.new", (1, 1))
+    remove_unfinished(str(tmp_path), str(tmp_path / "nowhere"))
+    assert {path.name for path in tmp_path.iterdir()} == {".young.json.1.new", "memory.json"}
+
+
+def test_the_end_of_a_task_is_found_in_any_log_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "asap:0.log").write_text('{"task_id": "a"}\n')
+    (tmp_path / "limetaskd.log.1").write_text('{"task_id": "b", "task_outcome": "FAILURE"}\n')
+    assert [was_recorded(str(tmp_path), task_id) for task_id in "abc"] == [False, True, False]

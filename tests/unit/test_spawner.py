@@ -6,13 +6,16 @@ import os
 import resource
 import select
 import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from limetaskd.core.process import process_start_ticks
-from limetaskd.daemon.spawner import ProcessRef, find, held, reap_strangers, spawn
+from limetaskd.daemon.spawner import Exit, ProcessRef, find, held, reap_strangers, spawn
 from tests.support.waiting import wait_until
 
 
@@ -132,3 +135,88 @@ def test_strangers_are_reaped_and_ours_are_left_for_their_owner() -> None:
     if stranger == 0:
         os._exit(0)
     wait_until(lambda: reap_strangers(set()) or process_start_ticks(stranger) is None)
+
+
+def test_every_signal_has_words() -> None:
+    assert str(Exit(signal=signal.SIGKILL)) == "killed by SIGKILL"
+    assert str(Exit(signal=40)) == "killed by signal 40"
+
+
+def test_one_that_may_not_be_killed_does_not_save_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import os, time\nfor _ in range(3):\n    if os.fork() == 0: time.sleep(60)\nprint('grown', flush=True)\n"
+    ref = start(tmp_path, program + "time.sleep(60)")
+    wait_until(lambda: "grown" in (tmp_path / "log").read_text())
+    children = psutil.Process(ref.pid).children()
+    kill = psutil.Process.kill
+
+    def deny(process: psutil.Process) -> None:
+        if process == children[0]:
+            raise psutil.AccessDenied(process.pid)
+        kill(process)
+
+    monkeypatch.setattr(psutil.Process, "kill", deny)
+    try:
+        assert set(ref.kill_tree()) == {ref.pid, children[1].pid, children[2].pid}
+        wait_dead(ref)
+        wait_until(lambda: not any(child.is_running() and child.status() != "zombie" for child in children[1:]))
+        assert children[0].is_running()
+    finally:
+        kill(children[0])
+        ref.reap()
+        ref.close()
+
+
+def test_without_descriptors_nobody_is_said_to_be_dead() -> None:
+    ticks = process_start_ticks(os.getpid())
+    assert ticks is not None
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for room in (0, 1):  # for the pidfd alone, and not even for that
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + room, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                find(os.getpid(), ticks)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    ref = find(os.getpid(), ticks)
+    assert ref is not None
+    assert ref.pidfd == free  # none was left open
+    ref.close()
+
+
+def test_a_thread_is_no_process_of_its_own() -> None:
+    up, down = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: (up.set(), down.wait(60)))
+    thread.start()
+    assert up.wait(60)
+    assert thread.native_id is not None
+    assert find(thread.native_id, process_start_ticks(thread.native_id) or 0) is None
+    down.set()
+    thread.join()
+
+
+TRACER = """
+import ctypes, os, signal, sys
+PTRACE_SEIZE = 0x4206
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+if libc.ptrace(PTRACE_SEIZE, int(sys.argv[1]), None, None) != 0:
+    raise OSError(ctypes.get_errno(), "ptrace")
+print("traces", flush=True)
+signal.pause()
+"""
+
+
+def test_a_debugger_that_does_not_let_go_holds_nobody_up(tmp_path: Path) -> None:
+    ref = start(tmp_path, "import time; time.sleep(60)")
+    tracer = subprocess.Popen([sys.executable, "-c", TRACER, str(ref.pid)], stdout=subprocess.PIPE)
+    assert tracer.stdout is not None
+    assert tracer.stdout.readline() == b"traces\n"
+    ref.signal(signal.SIGKILL)
+    wait_dead(ref)
+    assert str(ref.reap()) == "gone (status unknown)"
+    ref.close()
+    tracer.kill()
+    tracer.wait()
+    os.waitpid(ref.pid, 0)

@@ -19,7 +19,7 @@ from limetaskd.daemon import engine, rolling
 from limetaskd.daemon.incarnation import Incarnation, Launch
 from limetaskd.daemon.spawner import Exit, ProcessRef
 from limetaskd.daemon.unit import Unit
-from limetaskd.errors import CommandError
+from limetaskd.errors import CommandError, NoAnswerError
 from limetaskd.policy.restart import RestartPolicy
 
 
@@ -45,7 +45,7 @@ def process(pid: int) -> Process:
 class Host:
     """A daemon without processes: `births` are handed out, the first one first."""
 
-    stopping = False
+    stopping = replacing = False
 
     def __init__(self) -> None:
         self.groups = engine.Groups()
@@ -206,5 +206,57 @@ def test_a_birth_that_is_called_off_is_the_end_of_a_name_that_nobody_wants(host:
             await unit.stopped()
         assert unit.state == engine.STOPPED
         assert host.gone == [unit.name]
+
+    asyncio.run(run())
+
+
+def test_nothing_is_started_while_newer_code_takes_over(host: Host, unit: Unit) -> None:
+    """What dies then is started by that code, which must not think that somebody has stopped it."""
+
+    async def run() -> None:
+        first, second = process(1), process(2)
+        host.births = [first, second]
+        unit.start()
+        await unit.changed(5)
+        consume(first, unit)
+        host.replacing = True
+        die(first, unit)
+        assert (host.births, unit.busy, unit.remember().stopped) == ([second], False, False)
+
+    asyncio.run(run())
+
+
+def test_an_exchange_that_ends_while_newer_code_takes_over_is_no_stop(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        first, second = process(1), process(2)
+        host.births = [first, second]
+        unit.start()
+        await unit.changed(5)
+        consume(first, unit)
+        unit.exchange()
+        host.replacing = True
+        die(first, unit)
+        assert (host.births, unit.busy, unit.remember().stopped) == ([second], False, False)
+
+    asyncio.run(run())
+
+
+def test_an_image_that_dies_over_a_fork_is_no_death_of_the_unit(host: Host, unit: Unit) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    async def bring_to_life(_unit: Unit, launch: Launch, generation: int) -> Process:
+        asked.append((generation, launch.forkable))
+        if launch.forkable:
+            raise NoAnswerError("fork: the process went away before it answered")
+        return process(generation)
+
+    async def run() -> None:
+        unit.launch = lambda _generation: Launch(argv=(), env={}, log_path="", stop_timeout_s=1.0, forkable=True)
+        host.bring_to_life = bring_to_life  # type: ignore[assignment,method-assign]
+        unit.start()
+        await unit.changed(5)
+        assert asked == [(1, True), (2, False)]
+        assert unit.current is not None
+        assert unit.restarts == 0
 
     asyncio.run(run())
