@@ -259,6 +259,8 @@ class Unit:
 
     def died(self, incarnation: Incarnation, how: Exit) -> None:
         """One of our processes is dead."""
+        if self._host.replacing:
+            return  # the newer code finds it dead, with what it ran
         if incarnation is self.successor:
             self.successor = None
             self.pulse()

@@ -81,6 +81,19 @@ def test_killed_workers_are_replaced_and_no_task_is_lost(
     assert daemon.stop() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGRTMIN, signal.SIGRTMIN + 6])
+def test_a_worker_that_dies_of_any_signal_is_replaced(
+    amqp_url: str, redis_url: str, make_daemon: MakeDaemon, number: int
+) -> None:
+    daemon = make(make_daemon, amqp_url, redis_url).start()
+    daemon.wait_running()
+    before = daemon.worker("asap:0")["pid"]
+    os.kill(before, number)
+    wait_until(lambda: daemon.worker("asap:0")["pid"] not in (None, before) and daemon.worker("asap:0")["ready"], 60)
+    assert daemon.worker("asap:0")["restarts"] == 1
+    assert daemon.stop() == 0
+
+
 def test_a_worker_that_dies_again_and_again_backs_off_and_ends_fatal(
     amqp_url: str, redis_url: str, make_daemon: MakeDaemon
 ) -> None:

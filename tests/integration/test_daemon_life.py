@@ -145,6 +145,24 @@ def test_a_second_daemon_on_one_runtime_dir_is_refused(daemon: Daemon) -> None:
     assert daemon.status() is not None
 
 
+def test_without_standard_error_logs_go_into_no_file_of_ours(
+    amqp_url: str, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    daemon = make_daemon(configuration(amqp_url, redis_url))
+    daemon.module("crmtasks", SOURCE)
+    command = [daemon.python, "-m", "limetaskd.daemon.main", "--config", str(daemon.config_path)]
+    shell = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", *command]
+    process = subprocess.Popen(shell, env=daemon.environment, cwd=daemon.folder, start_new_session=True)
+    try:
+        wait_until(lambda: daemon.run_ctl("status").returncode == 0, 60)
+        descriptors = [Path(f"/proc/{process.pid}/fd/{number}").readlink() for number in range(3)]
+        assert descriptors == [Path(os.devnull)] * 3
+        assert (daemon.runtime_dir / "limetaskd.lock").read_text() == f"{process.pid}\n"
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+
+
 def test_detached_with_a_pid_file(amqp_url: str, redis_url: str, make_daemon: MakeDaemon) -> None:
     daemon = make_daemon(configuration(amqp_url, redis_url), arguments=["--daemon"])
     daemon.module("crmtasks", SOURCE)

@@ -197,6 +197,15 @@ def test_imports_that_a_fork_would_break_are_told_and_workers_start_by_exec(
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
 
 
+def test_modules_that_ignore_the_end_of_children_have_an_image_all_the_same(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE, "deaf": "    import signal\n    signal.signal(signal.SIGCHLD, signal.SIG_IGN)"})
+    assert origins(daemon) == {"fork"}
+    image = helpers(daemon)[IMAGE]["pid"]
+    for _ in range(2):
+        assert replaced(daemon, "asap:0")["origin"] == "fork"
+    assert helpers(daemon)[IMAGE]["pid"] == image
+
+
 KEEPS_THE_APP = """
     from celery import current_app
     from limetaskd import task

@@ -60,6 +60,9 @@ def test_an_upgrade_keeps_pid_workers_and_running_tasks(daemon: Daemon) -> None:
         assert sender.result(sender.send("crm.add", 1, 2, qos="asap")) == 3
         wait_until(lambda: len(daemon.records(running)) == 1)
 
+        # It is no death of anybody, nor is anything started by the code that goes.
+        assert not [record for record in daemon.logs() if record.get("action") in {"died", "post_mortem"}]
+
         # By signal, and rolling the workers.
         install(daemon, "9.9.2")
         daemon.signal(signal.SIGUSR2)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from limetaskd.core.board import MEMORY_LIMIT, Board
+from limetaskd.core.board import BY_DAEMON, MEMORY_LIMIT, Board, Slot
 from tests.support.daemon import Daemon
 from tests.support.jobs import Urls, urls  # noqa: F401
 from tests.support.limits import SOURCE, configuration, failed_once, noted, notes
@@ -116,14 +119,94 @@ def test_a_sentence_that_a_dead_daemon_left_is_carried_out_by_the_next(
         task = sender.send("bad.until", str(daemon.folder))
         noted(daemon, "until")
         daemon.kill()
-        (path,) = daemon.folder.rglob("boards/all:0.*")
-        board = Board.open(str(path))
-        (slot,) = [slot for slot in board.read() if slot.running is not None]
+        board, slot = running_slot(daemon)
         assert board.condemn(slot, MEMORY_LIMIT)
         daemon.start()
         failed_once(daemon, sender, task, "memory_limit")
         assert isinstance(sender.result(sender.send("bad.pid")), int)
     assert len(notes(daemon, "until")) == 1
+
+
+def running_slot(daemon: Daemon) -> tuple[Board, Slot]:
+    (path,) = daemon.folder.rglob("boards/all:0.*")
+    board = Board.open(str(path))
+    (slot,) = [slot for slot in board.read() if slot.running is not None]
+    return board, slot
+
+
+def agent_pid(daemon: Daemon) -> int:
+    status = daemon.status()
+    assert status is not None
+    return next(int(helper["pid"]) for helper in status["daemon"]["helpers"] if helper["name"] == "limetaskd:agent")
+
+
+def recorded(daemon: Daemon) -> set[int]:
+    return {json.loads(path.read_text())["pid"] for path in daemon.folder.rglob("processes/*.json")}
+
+
+def wait_settled(board: Board, slot: Slot) -> None:
+    def settled() -> bool:
+        sentence = board.sentence(slot)
+        return sentence is not None and sentence.settled == BY_DAEMON
+
+    wait_until(settled)
+
+
+@pytest.mark.parametrize("delivery", ["at-most-once", "at-least-once"])
+def test_a_death_that_daemons_die_over_is_dealt_with_once(
+    redis_url: str, make_daemon: MakeDaemon, delivery: str
+) -> None:
+    daemon = start(make_daemon, redis_url, redis_url, delivery=delivery, concurrency=1)
+    agent = agent_pid(daemon)
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder))
+        noted(daemon, "until")
+        board, slot = running_slot(daemon)
+        # The daemon begins with it, and cannot go on while the agent stands still.
+        os.kill(agent, signal.SIGSTOP)
+        os.kill(daemon.worker("all:0")["pid"], signal.SIGKILL)
+        wait_settled(board, slot)
+        daemon.kill()
+        # Nor can the next one, which dies over it as well.
+        daemon.start()
+        wait_until(lambda: daemon.status() and daemon.worker("all:0")["ready"])
+        daemon.kill()
+        os.kill(agent, signal.SIGCONT)
+        daemon.start()
+        if delivery == "at-most-once":
+            assert failed_once(daemon, sender, task, "worker_lost").startswith("WorkerLostError")
+        else:
+            noted(daemon, "until", 2)
+            (daemon.folder / "go").touch()
+            assert sender.result(task) == "until"
+            wait_until(lambda: daemon.records(task))
+        # What the dead have left is gone, what the living need is there.
+        wait_until(lambda: recorded(daemon) <= {process.pid for process in daemon.processes()})
+        assert isinstance(sender.result(sender.send("bad.pid")), int)
+    assert daemon.stop() == 0
+    assert len(daemon.records(task)) == 1
+    assert list(daemon.folder.rglob("processes/*")) == list(daemon.folder.rglob("boards/*")) == []
+
+
+def test_a_task_that_a_daemon_was_ending_when_it_died_fails_once(redis_url: str, make_daemon: MakeDaemon) -> None:
+    pools = {"all": {"time_limit": "1s", "pool": "threads"}}
+    daemon = start(make_daemon, redis_url, redis_url, pools=pools)
+    agent = agent_pid(daemon)
+    before = daemon.worker("all:0")["pid"]
+    with Sender(daemon) as sender:
+        os.kill(agent, signal.SIGSTOP)
+        task = sender.send("bad.gil", str(daemon.folder))
+        noted(daemon, "gil")
+        wait_settled(*running_slot(daemon))
+        daemon.kill()
+        os.kill(agent, signal.SIGCONT)
+        daemon.start()
+        failed_once(daemon, sender, task, "time_limit")
+        assert isinstance(sender.result(sender.send("bad.pid")), int)
+        assert daemon.worker("all:0")["pid"] != before
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "gil")) == 1
+    assert len(daemon.records(task)) == 1
 
 
 def test_kill_ends_one_task_for_good(urls: Urls, make_daemon: MakeDaemon) -> None:  # noqa: F811

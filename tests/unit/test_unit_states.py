@@ -221,7 +221,18 @@ def test_nothing_is_started_while_newer_code_takes_over(host: Host, unit: Unit) 
         consume(first, unit)
         host.replacing = True
         die(first, unit)
-        assert (host.births, unit.busy, unit.remember().stopped) == ([second], False, False)
+        assert (host.births, unit.restarts, unit.remember().stopped) == ([second], 0, False)
+
+    asyncio.run(run())
+
+
+def test_what_waits_for_its_next_try_is_started_by_newer_code(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        unit.stop()
+        host.replacing = True
+        unit.start()
+        assert unit.remember().stopped is False
+        assert not unit.busy
 
     asyncio.run(run())
 
@@ -236,7 +247,7 @@ def test_an_exchange_that_ends_while_newer_code_takes_over_is_no_stop(host: Host
         unit.exchange()
         host.replacing = True
         die(first, unit)
-        assert (host.births, unit.busy, unit.remember().stopped) == ([second], False, False)
+        assert (host.births, unit.remember().stopped) == ([second], False)
 
     asyncio.run(run())
 
