@@ -12,8 +12,9 @@ BROKER_SCHEMES = ("amqp", "amqps", "pyamqp", "redis", "rediss", "redis+socket", 
 BACKEND_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "elasticsearch", "rpc")
 _OTHER_WORDS = {"rabbitmq": "amqp", "rabbit": "amqp", "valkey": "redis", "unix": "redis+socket", "tls": "amqps"}
 AMQP_SCHEMES = ("amqp", "amqps", "pyamqp")
+_KNOWN = "|".join(map(re.escape, {*BROKER_SCHEMES, *BACKEND_SCHEMES, *AMQP_SCHEMES, *_OTHER_WORDS}))
 # A ; separates alternatives where a URL follows; elsewhere it is probably part of a password.
-_ALTERNATIVES = re.compile(r";(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
+_ALTERNATIVES = re.compile(rf";(?=(?:{_KNOWN})://)", re.IGNORECASE)
 
 
 def scheme_of(url: str) -> str:

@@ -58,7 +58,9 @@ REASONS = (None, TIME_LIMIT, MEMORY_LIMIT, OPERATOR, WORKER_LOST)
 BY_NOBODY = 0
 BY_WORKER = 1  # the main process has begun with it
 BY_WORKER_DONE = 2
-BY_DAEMON = 3
+BY_DAEMON_DONE = 3  # before BY_DAEMON: what boards of older versions say of a task that is over
+BY_DAEMON = 4  # the daemon has begun with it
+_TAKEN_OVER = {(BY_WORKER, BY_WORKER_DONE), (BY_WORKER, BY_DAEMON), (BY_DAEMON, BY_DAEMON_DONE)}
 
 
 @dataclass(frozen=True)
@@ -220,13 +222,14 @@ class Board:
     def settle(self, slot: Slot, who: int) -> bool:
         """Take over what is left to do for the ended task of `slot`; False when somebody else has.
 
-        A worker that died between BY_WORKER and BY_WORKER_DONE has not done it: the daemon may take that over.
+        A worker that died between BY_WORKER and BY_WORKER_DONE has not done it: the daemon may take that over. A daemon
+        that died between BY_DAEMON and BY_DAEMON_DONE neither: that is for the next one.
         """
 
         def free(known: Sentence | None) -> bool:
             if known is None or known.settled == BY_NOBODY:
                 return True
-            return known.settled == BY_WORKER and who in (BY_WORKER_DONE, BY_DAEMON)
+            return (known.settled, who) in _TAKEN_OVER
 
         return self._write_sentence(slot, free, None, who)
 

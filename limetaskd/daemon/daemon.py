@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
 import signal
 import threading
@@ -158,6 +159,7 @@ class Daemon:
         unfinished = (self.plan.runtime_dir, self.plan.state_dir, self.paths.processes)
         await asyncio.to_thread(files.remove_unfinished, *unfinished)
         await self.keeper.load_scales()
+        await self.write_folders()
         memory = await self.keeper.load_memory()
         await self.steering.load()
         await self.write_settings()
@@ -245,6 +247,12 @@ class Daemon:
         """What workers read when they start: the settings (secret)."""
         text = self.steering.settings().to_json()
         await asyncio.to_thread(files.write_atomically, self.paths.settings, text, 0o600)
+
+    async def write_folders(self) -> None:
+        """Where our processes are, for a next daemon whose file names other folders."""
+        text = json.dumps({"runtime_dir": self.paths.runtime_dir, "state_dir": self.paths.state_dir})
+        for path in self.paths.folders:
+            await asyncio.to_thread(files.write_atomically, path, text)
 
     async def write_accepted(self) -> None:
         """What senders follow: the accepted routing (public)."""
@@ -434,7 +442,7 @@ class Daemon:
             await self.accounted()
         hurry.cancel()
         if complete:  # after a start that failed half-way, they are still the next one's, and of those that run on
-            for path in (self.paths.accepted, self.paths.settings, self.paths.memory):
+            for path in (self.paths.accepted, self.paths.settings, self.paths.memory, *self.paths.folders):
                 await asyncio.to_thread(files.remove, path)
 
     async def _hurry(self) -> None:

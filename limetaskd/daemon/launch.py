@@ -62,6 +62,11 @@ class Paths:
         return self._under(self.runtime_dir, "limetaskd.pid")
 
     @property
+    def folders(self) -> tuple[str, str]:
+        """The same file in both, so that the change of one of them is noticed."""
+        return self._under(self.runtime_dir, "folders.json"), self._under(self.state_dir, "folders.json")
+
+    @property
     def boards(self) -> str:
         return self._under(self.runtime_dir, "boards")
 

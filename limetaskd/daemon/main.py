@@ -11,9 +11,11 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from limetaskd.config.load import load
+from limetaskd.config.load import LoadedConfig, load
 from limetaskd.daemon import privileges
 from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.control.server import ControlServer
@@ -23,6 +25,7 @@ from limetaskd.daemon.launch import paths_of
 from limetaskd.daemon.lock import LOCK_VARIABLE, RuntimeLock
 from limetaskd.daemon.logpump import LogPump, PumpHandler
 from limetaskd.daemon.notify import Notifier
+from limetaskd.daemon.orphans import folders_left
 from limetaskd.daemon.reload import reload_on_request
 from limetaskd.daemon.service import ServiceReporter
 from limetaskd.daemon.upgrade import (
@@ -35,7 +38,7 @@ from limetaskd.daemon.upgrade import (
 )
 from limetaskd.errors import ConfigError, LimetaskError
 from limetaskd.plan.build import build
-from limetaskd.plan.held import HELD_VARIABLE, build_held, detach
+from limetaskd.plan.held import HELD_VARIABLE, build_held, detach, values_of
 from limetaskd.plan.model import Plan
 from limetaskd.plan.render import as_document, render, render_held_back
 from limetaskd.version import __version__
@@ -57,7 +60,8 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="limetaskd",
         description="Supervise Celery workers: pools by queue, restarts, limits, live control with limetaskctl.",
-        epilog="Signals: HUP reload; TERM, INT graceful stop (twice: at once); QUIT stop at once; USR1 reopen logs. "
+        epilog="Signals: HUP reload; TERM, INT graceful stop (twice: at once); QUIT stop at once; USR1 reopen logs; "
+        "USR2 upgrade in place. "
         "Exit codes: 0 clean stop, 2 bad usage or configuration, 1 anything else.",
     )
     add = result.add_argument
@@ -79,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     running = os.environ.pop(HELD_VARIABLE, None)  # of the daemon whose newer code we are
     try:
-        plan = read_plan(arguments, running)
+        loaded = load(arguments.config, os.environ)
+        plan = make_plan(loaded, arguments.embedded, None if running is None else json.loads(running))
     except ConfigError as error:
         if arguments.json:
             print(json.dumps({"errors": error.problems}, indent=2))
@@ -104,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_OK
     try:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        return start(detach(plan) if arguments.daemon else plan)
+        return start(detach(plan) if arguments.daemon else plan, loaded)
     except LimetaskError as error:
         print(f"limetaskd: {error}", file=sys.stderr)
     except OSError as error:
@@ -112,16 +117,15 @@ def main(argv: list[str] | None = None) -> int:
     return EXIT_FAILED
 
 
-def read_plan(arguments: argparse.Namespace, running: str | None) -> Plan:
-    """The plan of the file; of a daemon that runs, with what it holds (`running`). Raises ConfigError."""
-    loaded = load(arguments.config, os.environ)
-    if running is None:
-        return build(loaded, os.environ, embedded=arguments.embedded)
-    plan, waits = build_held(loaded, os.environ, running, embedded=arguments.embedded)
+def make_plan(loaded: LoadedConfig, embedded: bool, held: Mapping[str, Any] | None) -> Plan:
+    """The plan of the file; of a daemon that runs, or whose processes do, with what it `held`. Raises ConfigError."""
+    if held is None:
+        return build(loaded, os.environ, embedded=embedded)
+    plan, waits = build_held(loaded, os.environ, held, embedded=embedded)
     return dataclasses.replace(plan, warnings=(*plan.warnings, *render_held_back(waits)))
 
 
-def start(plan: Plan) -> int:
+def start(plan: Plan, loaded: LoadedConfig) -> int:
     """Everything that comes before the loop. Raises LimetaskError or OSError, for a human to read."""
     # From here on a signal waits until there is somebody to handle it, also over an upgrade's exec.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
@@ -130,6 +134,12 @@ def start(plan: Plan) -> int:
     privileges.prepare_folders(plan)
     if plan.user is not None:
         privileges.drop(plan.user)
+    if not replaced:
+        folders = folders_left(paths_of(plan))
+        if folders is not None:
+            known = values_of(plan)
+            plan = make_plan(loaded, plan.embedded, {**folders, "host": known["host"], "detached": plan.detached})
+            privileges.prepare_folders(plan)
     lock = RuntimeLock(plan.runtime_dir)
     if plan.detached and not replaced:
         from daemon import DaemonContext  # only here: who does not detach need not pay for it

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limetaskd.core.board import Board, Sentence, Slot
+from limetaskd.core.documents import loads
 from limetaskd.core.peer import peer_pid
 from limetaskd.core.process import process_start_ticks, this_place
 from limetaskd.core.record import ProcessRecord
@@ -50,6 +51,36 @@ class Remains:
     def remove(self) -> None:
         for path in self.paths:
             path.unlink(missing_ok=True)
+
+
+def folders_left(paths: Paths) -> dict[str, str] | None:
+    """The folders in which processes of a daemon that died run on; None: in no other ones than `paths` says.
+
+    Somebody has changed the file meanwhile: a daemon in other folders would start everything once more.
+    """
+    for place in paths.folders:
+        try:
+            document = loads(files.read(place) or "null")
+            left = paths if document is None else Paths(str(document["runtime_dir"]), str(document["state_dir"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s: %s; processes that a dead daemon left in other folders are not looked for", place, error)
+            continue
+        if left != paths and _any_lives(left):
+            return {"runtime_dir": left.runtime_dir, "state_dir": left.state_dir}
+    return None
+
+
+def _any_lives(paths: Paths) -> bool:
+    for path in Path(paths.processes).glob("*.json"):
+        try:
+            record = ProcessRecord.from_json(path.read_text())
+        except (OSError, ValueError):
+            continue  # set aside by the daemon that takes over
+        ref = find(record.pid, record.start_ticks) if record.place in {None, this_place()} else None
+        if ref is not None:
+            ref.close()
+            return True
+    return False
 
 
 def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:

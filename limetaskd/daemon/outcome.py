@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from limetaskd.core.board import BY_DAEMON, BY_NOBODY, BY_WORKER, WORKER_LOST, Sentence, Slot
+from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_NOBODY, BY_WORKER, WORKER_LOST, Running, Sentence, Slot
 from limetaskd.core.jsonlog import timestamp
 from limetaskd.core.process import process_lives, process_state
 from limetaskd.daemon import postmortem
@@ -78,6 +78,7 @@ async def end_task(
     await _wait_for_worker(incarnation, slot)
     if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
         await finish(daemon, unit.name, slot, reason, text, ended)
+        _finished(incarnation, slot)
     return True
 
 
@@ -140,14 +141,22 @@ async def _end_with_worker(
     incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
     if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
         await finish(daemon, unit.name, slot, reason, text)
+        _finished(incarnation, slot)
     await incarnation.kill()
     return True
 
 
+def _finished(incarnation: Incarnation, slot: Slot) -> None:
+    """A slot may go on naming the task for as long as its worker lives: the next daemon need not deal with it."""
+    if incarnation.board is not None:
+        incarnation.board.settle(slot, BY_DAEMON_DONE)
+
+
 async def resume(daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str) -> None:
     """A daemon that died had killed what ran this task, or was about to, and had begun to say so."""
-    if slot.running is not None and not await _was_recorded(daemon, slot.running.id):
+    if slot.running is not None and not await _was_recorded(daemon, slot.running):
         await finish(daemon, unit.name, slot, reason, text)
+    _finished(incarnation, slot)
     if slot.pid == incarnation.pid:
         incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
         await incarnation.kill()
@@ -256,7 +265,7 @@ async def account_absent(daemon: Daemon, name: str, cases: list[Case]) -> None:
             break
         await asyncio.sleep(POLL_S)
     unrecorded = [
-        case for case in cases if case.slot.running and not await _was_recorded(daemon, case.slot.running.id)
+        case for case in cases if case.slot.running and not await _was_recorded(daemon, case.slot.running)
     ]
     deaths = await _conclude(daemon, name, unrecorded, "while no daemon ran")
     if deaths:
@@ -305,12 +314,14 @@ async def _count(daemon: Daemon, deaths: dict[str, tuple[Slot, dict[str, Any] | 
     if counts:
         log.warning("workers died under tasks, deaths so far: %s", counts, extra={"action": "task_deaths"})
     for task_id in reply.get("done") or ():
-        if not await _was_recorded(daemon, task_id):
-            record(daemon, deaths[task_id][0], "SUCCESS", None, None)
+        slot = deaths[task_id][0]
+        if slot.running is not None and not await _was_recorded(daemon, slot.running):
+            record(daemon, slot, "SUCCESS", None, None)
 
 
-async def _was_recorded(daemon: Daemon, task_id: str) -> bool:
-    return await asyncio.to_thread(postmortem.was_recorded, daemon.paths.logs, task_id)
+async def _was_recorded(daemon: Daemon, running: Running) -> bool:
+    """Whether the end of this run of a task (a retry has the same id) is in a log of this host."""
+    return await asyncio.to_thread(postmortem.was_recorded, daemon.paths.logs, running.id, running.started)
 
 
 async def _children_dead(incarnation: Incarnation) -> None:

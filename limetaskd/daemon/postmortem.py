@@ -71,21 +71,30 @@ def last_lines(path: str) -> list[str]:
     return [redact_text(line)[:LINE_CHARACTERS] for line in lines[-LINES:]]
 
 
-def was_recorded(log_dir: str, task_id: str) -> bool:
+def was_recorded(log_dir: str, task_id: str, since: float) -> bool:
     """Whether the end of a task stands in the last part of a log of this host: its worker's, another's, the daemon's.
 
-    Reads many files: call it in a thread.
+    `since`: unix s, of the run that is meant. Reads many files: call it in a thread.
     """
     needle = json.dumps(task_id).encode()
     for path in (*Path(log_dir).glob("*.log"), *Path(log_dir).glob("*.log.1")):
         try:
             with path.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _SEARCHED_BYTES))
-                if any(needle in line and b'"task_outcome"' in line for line in file):
-                    return True
+                lines = [line for line in file if needle in line and b'"task_outcome"' in line]
+            if any(_written(line) >= timestamp(since) for line in lines):
+                return True
         except OSError as error:
             log.debug("%s is not searched: %s", path, error)
     return False
+
+
+def _written(line: bytes) -> str:
+    """When a record was written, as RFC 3339; "": it is none."""
+    try:
+        return str(loads(line)["@timestamp"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def task_of(running: Running) -> dict[str, Any]:

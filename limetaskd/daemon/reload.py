@@ -17,9 +17,8 @@ from limetaskd.daemon.logpump import check_destination
 from limetaskd.daemon.rolling import roll
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError, ConfigError, LimetaskError
-from limetaskd.plan import held
 from limetaskd.plan.diff import Change, PlanDiff, diff
-from limetaskd.plan.held import build_held
+from limetaskd.plan.held import build_held, values_of
 from limetaskd.plan.model import Plan
 from limetaskd.plan.render import render_diff
 
@@ -47,7 +46,7 @@ def read_plan(running: Plan) -> tuple[Plan, tuple[Change, ...]]:
     """The file as it is now, as a plan for this daemon, and what waits for the next one. Raises ConfigError."""
     # The path as it was given, not the file it led to then.
     loaded = load(running.config_file, os.environ)
-    return build_held(loaded, os.environ, held.to_json(running), embedded=running.embedded)
+    return build_held(loaded, os.environ, values_of(running), embedded=running.embedded)
 
 
 async def reload(daemon: Daemon, *, only_plan: bool = False) -> dict[str, Any]:

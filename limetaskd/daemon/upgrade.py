@@ -34,7 +34,7 @@ from limetaskd.daemon.steering import parse_saved
 from limetaskd.daemon.succession import Memory
 from limetaskd.daemon.unit import EX_CONFIG
 from limetaskd.errors import CommandError, LimetaskError
-from limetaskd.plan.held import HELD_VARIABLE, to_json
+from limetaskd.plan.held import HELD_VARIABLE, values_of
 from limetaskd.plan.model import Plan
 
 log = logging.getLogger("limetaskd.upgrade")
@@ -129,7 +129,7 @@ async def _rehearse(daemon: Daemon) -> None:
     output = Path(daemon.paths.runtime_dir) / "rehearsal.log"
     await asyncio.to_thread(files.remove, str(output))
     command = [*command_line(daemon.plan), "--rehearse"]
-    environment = launch_environment({HELD_VARIABLE: to_json(daemon.plan)})
+    environment = launch_environment({HELD_VARIABLE: json.dumps(values_of(daemon.plan))})
     try:
         # It imports task modules: no protection of ours from the OOM killer is for them.
         ref = spawn(command, environment, str(output), protected=False)
@@ -259,6 +259,6 @@ def replace_process(plan: Plan, lock_descriptor: int) -> None:
     """Become the new code, which holds what `plan` holds. Only returns by raising OSError."""
     os.set_inheritable(lock_descriptor, True)
     os.environ[LOCK_VARIABLE] = str(lock_descriptor)
-    os.environ[HELD_VARIABLE] = to_json(plan)
+    os.environ[HELD_VARIABLE] = json.dumps(values_of(plan))
     argv = command_line(plan)
     os.execv(argv[0], argv)

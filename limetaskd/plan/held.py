@@ -6,14 +6,12 @@ Its folders and sockets are where its processes and `limetaskctl` find it, and i
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from limetaskd.config.host import Host
 from limetaskd.config.load import LoadedConfig
-from limetaskd.core.documents import loads
 from limetaskd.plan.build import build
 from limetaskd.plan.diff import Change, held_back
 from limetaskd.plan.model import Plan
@@ -21,9 +19,9 @@ from limetaskd.plan.model import Plan
 HELD_VARIABLE = "LIMETASKD_HELD"  # set for the code that replaces us, and for its rehearsal
 
 
-def to_json(plan: Plan) -> str:
-    """The values of a running plan, and the facts of the host that they came from."""
-    return json.dumps({
+def values_of(plan: Plan) -> dict[str, Any]:
+    """What a running daemon holds, as plain data, and the facts of the host that it came from."""
+    return {
         "runtime_dir": plan.runtime_dir,
         "state_dir": plan.state_dir,
         "user": plan.user,
@@ -31,32 +29,28 @@ def to_json(plan: Plan) -> str:
         "control": dataclasses.asdict(plan.control),
         "detached": plan.detached,
         "host": dataclasses.asdict(plan.host) if plan.host is not None else {},
-    })  # fmt: skip
+    }
 
 
 def build_held(
-    loaded: LoadedConfig, environ: Mapping[str, str], held: str, *, embedded: bool
+    loaded: LoadedConfig, environ: Mapping[str, str], held: Mapping[str, Any], *, embedded: bool
 ) -> tuple[Plan, tuple[Change, ...]]:
-    """The plan of a configuration for a daemon that runs, and what of it waits for its next start.
+    """The plan of a configuration for a daemon that holds these values, and what of it waits for a start without them.
 
-    `held`: from `to_json`, maybe of another version. Raises ConfigError with every problem.
+    `held`: from `values_of`, maybe of another version, or some of it. Raises ConfigError with every problem.
     """
-    values: dict[str, Any] = loads(held)
-    facts = Host.read()
     known = {field.name for field in dataclasses.fields(Host)}
-    host = dataclasses.replace(facts, **{key: value for key, value in values["host"].items() if key in known})
+    facts = {key: value for key, value in held.get("host", {}).items() if key in known}
+    host = dataclasses.replace(Host.read(), **facts)
     wanted = build(loaded, environ, embedded=embedded, host=host)
-    control = {"endpoint": values["control"]["endpoint"], "group": values["control"]["group"]}
-    daemon = loaded.limetaskd
-    section = daemon.model_copy(update={
-        "runtime_dir": values["runtime_dir"],
-        "state_dir": values["state_dir"],
-        "user": values["user"],
-        "supervisor_socket": values["supervisor_socket"],
-        "control": daemon.control.model_copy(update={**control, "mode": f"{values['control']['mode']:04o}"}),
-    })  # fmt: skip
+    values = {key: held[key] for key in ("runtime_dir", "state_dir", "user", "supervisor_socket") if key in held}
+    if "control" in held:
+        endpoint, mode, group = (held["control"][key] for key in ("endpoint", "mode", "group"))
+        control = {"endpoint": endpoint, "mode": f"{mode:04o}", "group": group}
+        values["control"] = loaded.limetaskd.control.model_copy(update=control)
+    section = loaded.limetaskd.model_copy(update=values)
     plan = build(dataclasses.replace(loaded, limetaskd=section), environ, embedded=embedded, host=host)
-    return detach(plan) if values.get("detached") else plan, held_back(plan, wanted)
+    return detach(plan) if held.get("detached") else plan, held_back(plan, wanted)
 
 
 def detach(plan: Plan) -> Plan:

@@ -17,7 +17,7 @@ from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostE
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
-from limetaskd.core.board import BY_DAEMON, BY_WORKER, BY_WORKER_DONE, TIME_LIMIT, Sentence, Slot
+from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_WORKER, BY_WORKER_DONE, TIME_LIMIT, Sentence, Slot
 from limetaskd.worker import logs
 from limetaskd.worker.endings import Endings
 from limetaskd.worker.records import FAILURE, SUCCESS, Recorder
@@ -119,7 +119,7 @@ class RequestMixin:
         if slot is None or board.board.settle(slot, BY_WORKER_DONE):
             return True
         sentence = board.board.sentence(slot)
-        return sentence is None or sentence.settled != BY_DAEMON
+        return sentence is None or sentence.settled not in (BY_DAEMON, BY_DAEMON_DONE)
 
     def _sentence(self: Any) -> tuple[Slot | None, Sentence | None]:
         board = self.runtime.board

@@ -395,6 +395,33 @@ def test_what_only_a_new_daemon_can_take_stays_over_an_upgrade(daemon: Daemon, t
     assert daemon.processes() == []
 
 
+@pytest.mark.parametrize("key", ["runtime_dir", "state_dir"])
+def test_folders_that_changed_before_the_daemon_died_are_for_the_start_after_a_stop(
+    daemon: Daemon, tmp_path: Path, key: str
+) -> None:
+    pids = {name: daemon.worker(name)["pid"] for name in ("default:0", "asap:0", "background:0")}
+    before = daemon.config_path.read_text()
+    changed = yaml.safe_load(before)
+    changed["limetaskd"][key] = str(tmp_path / "new")
+    daemon.config_path.write_text(yaml.safe_dump(changed))
+    daemon.kill()
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.status()["daemon"]["state"] == "running", 60)  # type: ignore[index]
+    assert {name: daemon.worker(name)["pid"] for name in pids} == pids
+    (said,) = [record["message"] for record in daemon.logs() if "takes effect when" in record["message"]][:1]
+    assert said.startswith(f"{key}: ")
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+    # Now it takes effect.
+    if key == "runtime_dir":
+        daemon.runtime_dir = tmp_path / "new"
+    daemon.start()
+    daemon.wait_running()
+    assert (tmp_path / "new" / "folders.json").exists()
+    assert daemon.stop() == 0
+    assert not list(tmp_path.rglob("folders.json"))
+
+
 def test_logs_that_cannot_be_opened_refuse_an_upgrade(daemon: Daemon, tmp_path: Path) -> None:
     changed = yaml.safe_load(daemon.config_path.read_text())
     changed["limetaskd"]["logging"] = {"destination": str(tmp_path)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from limetaskd.core.board import BY_DAEMON, MEMORY_LIMIT, Board, Slot
+from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, MEMORY_LIMIT, Board, Slot
 from tests.support.daemon import Daemon
 from tests.support.jobs import Urls, urls  # noqa: F401
 from tests.support.limits import SOURCE, configuration, failed_once, noted, notes
@@ -144,10 +144,10 @@ def recorded(daemon: Daemon) -> set[int]:
     return {json.loads(path.read_text())["pid"] for path in daemon.folder.rglob("processes/*.json")}
 
 
-def wait_settled(board: Board, slot: Slot) -> None:
+def wait_settled(board: Board, slot: Slot, how: int = BY_DAEMON) -> None:
     def settled() -> bool:
         sentence = board.sentence(slot)
-        return sentence is not None and sentence.settled == BY_DAEMON
+        return sentence is not None and sentence.settled == how
 
     wait_until(settled)
 
@@ -206,6 +206,29 @@ def test_a_task_that_a_daemon_was_ending_when_it_died_fails_once(redis_url: str,
         assert daemon.worker("all:0")["pid"] != before
     assert daemon.stop() == 0
     assert len(notes(daemon, "gil")) == 1
+    assert len(daemon.records(task)) == 1
+
+
+def test_what_a_daemon_has_ended_is_no_matter_for_the_next_one(redis_url: str, make_daemon: MakeDaemon) -> None:
+    """The slot of a child that is dead goes on naming its task, for longer than logs are kept."""
+    daemon = start(make_daemon, redis_url, redis_url, pools={"all": {"time_limit": "1s"}}, concurrency=2)
+    main = daemon.worker("all:0")["pid"]
+    with Sender(daemon) as sender:
+        task = sender.send("bad.sleep", str(daemon.folder))
+        noted(daemon, "sleep")
+        board, slot = running_slot(daemon)
+        os.kill(main, signal.SIGSTOP)  # so that the daemon does it all
+        failed_once(daemon, sender, task, "time_limit")
+        wait_settled(board, slot, BY_DAEMON_DONE)
+        os.kill(main, signal.SIGCONT)
+        daemon.kill()
+        for log in daemon.folder.rglob("log/*.log"):
+            log.write_text("")
+        daemon.start()
+        wait_until(lambda: daemon.status() and daemon.worker("all:0")["ready"])
+        assert daemon.worker("all:0")["pid"] == main
+        assert isinstance(sender.result(sender.send("bad.pid")), int)
+    assert daemon.stop() == 0
     assert len(daemon.records(task)) == 1
 
 

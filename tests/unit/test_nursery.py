@@ -47,7 +47,7 @@ def test_what_is_too_large_to_be_told_is_started_by_exec_and_the_image_lives_on(
             born.append(await Nursery(daemon).bring_to_life(made, launch, 1))
             async with asyncio.timeout(30):
                 await ended.wait()
-        current.connection.close()
+        await current.connection.close()
         assert born[0].origin == EXEC
         assert born[0].exited.result().status == 0
         assert killed == []

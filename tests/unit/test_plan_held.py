@@ -9,7 +9,7 @@ from typing import Any
 from limetaskd.config.host import Host
 from limetaskd.config.load import load_mapping
 from limetaskd.plan.build import build
-from limetaskd.plan.held import build_held, detach, to_json
+from limetaskd.plan.held import build_held, detach, values_of
 from limetaskd.plan.model import Plan
 
 AS_ROOT = Host(uid=0, home="/root", tmp="/tmp", cpus=4, run_user=None)
@@ -23,9 +23,9 @@ def running(**limetaskd: Any) -> Plan:
     return build(load_mapping(document(**limetaskd), {}), {}, host=AS_ROOT, embedded=True)
 
 
-def again(plan: Plan, held: str | None = None, **limetaskd: Any) -> tuple[Plan, dict[str, Any]]:
+def again(plan: Plan, held: dict[str, Any] | None = None, **limetaskd: Any) -> tuple[Plan, dict[str, Any]]:
     loaded = load_mapping(document(**limetaskd), {})
-    now, waits = build_held(loaded, {}, held or to_json(plan), embedded=True)
+    now, waits = build_held(loaded, {}, json.loads(json.dumps(held or values_of(plan))), embedded=True)
     return now, {change.key: change.new for change in waits}
 
 
@@ -61,8 +61,16 @@ def test_a_detached_daemon_has_no_standard_error() -> None:
 
 def test_another_version_may_know_more_or_less_of_the_host() -> None:
     plan = running()
-    held = json.loads(to_json(plan))
-    held["host"] = {"uid": 0, "moon": "full"}
-    now, waits = again(plan, json.dumps(held))
+    now, waits = again(plan, {**values_of(plan), "host": {"uid": 0, "moon": "full"}})
     assert (now.runtime_dir, waits) == (plan.runtime_dir, {})
     assert now.host == dataclasses.replace(Host.read(), uid=0)
+
+
+def test_of_a_daemon_that_died_only_the_folders_are_known() -> None:
+    now, waits = again(
+        running(), {"runtime_dir": "/old", "state_dir": "/old-state"}, runtime_dir="/new", user="crm",
+        control={"mode": "0600"},
+    )  # fmt: skip
+    assert (now.runtime_dir, now.state_dir, now.user) == ("/old", "/old-state", "crm")
+    assert (now.control.endpoint, now.control.mode) == ("ipc:///old/control.sock", 0o600)
+    assert set(waits) == {"runtime_dir", "state_dir", "control"}

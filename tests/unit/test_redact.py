@@ -6,7 +6,7 @@ import time
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from limetaskd.config.urls import shown_url
@@ -53,6 +53,7 @@ def test_a_password_never_shows(scheme: str, user: str, around: str, host: str) 
 
 
 @given(st.text("ab:/@;?# ", max_size=6), st.text("ab:/@;?# ", max_size=6))
+@example(";", "://")
 def test_a_wrongly_written_password_does_not_show_in_configuration_errors(before: str, after: str) -> None:
     """Whatever an operator forgot to escape: what stands before the last @ of an alternative may be a password."""
     url = f"amqp://user:{before}{SECRET}{after}@host//"

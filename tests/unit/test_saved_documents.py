@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,5 +95,8 @@ def test_what_killed_writers_have_left_goes_once_it_is_old(tmp_path: Path) -> No
 
 def test_the_end_of_a_task_is_found_in_any_log_of_the_host(tmp_path: Path) -> None:
     (tmp_path / "asap:0.log").write_text('{"task_id": "a"}\n')
-    (tmp_path / "limetaskd.log.1").write_text('{"task_id": "b", "task_outcome": "FAILURE"}\n')
-    assert [was_recorded(str(tmp_path), task_id) for task_id in "abc"] == [False, True, False]
+    ended = '{"@timestamp": "2026-01-01T00:00:00.500Z", "task_id": "b", "task_outcome": "FAILURE"}\n'
+    (tmp_path / "limetaskd.log.1").write_text("no record of b\n" + ended)
+    began = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+    assert [was_recorded(str(tmp_path), task_id, began) for task_id in "abc"] == [False, True, False]
+    assert not was_recorded(str(tmp_path), "b", began + 1)  # of an earlier run

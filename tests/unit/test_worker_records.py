@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limetaskd.beat.scheduler import planned_at
-from limetaskd.core.board import BY_DAEMON, BY_NOBODY, BY_WORKER, TIME_LIMIT
+from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_NOBODY, BY_WORKER, TIME_LIMIT
 from limetaskd.core.settings import Queue, Routing, Settings
 from limetaskd.worker.records import Recorder, latency_ms, outcome_of
 from limetaskd.worker.request import RequestMixin
@@ -141,7 +141,7 @@ def test_a_crontab_is_planned_at_its_latest_time() -> None:
     assert planned_at(Entry(every_minute, NOW - timedelta(days=30)), NOW) == NOW
 
 
-@pytest.mark.parametrize(("settled", "written"), [(BY_NOBODY, 1), (BY_WORKER, 1), (BY_DAEMON, 0)])
+@pytest.mark.parametrize(("settled", "written"), [(BY_NOBODY, 1), (BY_WORKER, 1), (BY_DAEMON, 0), (BY_DAEMON_DONE, 0)])
 def test_a_task_that_the_daemon_has_recorded_is_not_recorded_by_its_worker(settled: int, written: int) -> None:
     """A result store that was frozen for a minute: the daemon had given up on the worker."""
     scoreboard = Scoreboard(None, 1)
