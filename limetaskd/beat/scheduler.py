@@ -110,7 +110,7 @@ class Scheduler(CeleryScheduler):  # type: ignore[misc]
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            aside = self.path.with_name(f"{self.path.name}.unreadable")
+            aside = self.path.with_name(f"{self.path.name}.damaged")
             try:
                 self.path.replace(aside)
                 where = f"set aside as {aside}"

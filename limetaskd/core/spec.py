@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass
 
 SPEC_VERSION = 1
+SPARE = "limetaskd:spare"  # what a process is called that is forked ahead and waits
 SPEC_VARIABLE = "LIMETASKD_SPEC"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from limetaskd.core.accepted import Accepted
 from limetaskd.core.channel import Event, State
+from limetaskd.core.spec import SPARE
 from limetaskd.daemon import embedded, engine, files, orphans
 from limetaskd.daemon.audit import Audit
 from limetaskd.daemon.autoscaling import Autoscaling
@@ -35,7 +36,7 @@ from limetaskd.daemon.launch import (
 from limetaskd.daemon.logpump import LogPump
 from limetaskd.daemon.nursery import Nursery
 from limetaskd.daemon.pools import Scales
-from limetaskd.daemon.spawner import become_subreaper
+from limetaskd.daemon.spawner import become_subreaper, kill_stopped_children
 from limetaskd.daemon.steering import Steering
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError
@@ -343,6 +344,8 @@ class Daemon:
     async def _settle(self, unit: Unit, incarnation: Incarnation) -> None:
         await unit.born(BIRTH_S)  # its replacement comes first
         self.nursery.reap_strangers()  # one of ours may have hidden them
+        if unit.kind == "image":
+            await asyncio.to_thread(kill_stopped_children, SPARE)
         agent = self.units.get(AGENT)
         if unit.kind == "worker" and agent is not None and agent.current is not None and agent.current.connection:
             self.background(self._restore(agent.current.connection))
@@ -442,7 +445,8 @@ class Daemon:
             await self.accounted()
         hurry.cancel()
         if complete:  # after a start that failed half-way, they are still the next one's, and of those that run on
-            for path in (self.paths.accepted, self.paths.settings, self.paths.memory, *self.paths.folders):
+            await self.keeper.forget_memory()
+            for path in (self.paths.accepted, self.paths.settings, *self.paths.folders):
                 await asyncio.to_thread(files.remove, path)
 
     async def _hurry(self) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 import time
 from pathlib import Path
+
+log = logging.getLogger("limetaskd.files")
 
 _numbers = itertools.count()
 _WRITING_S = 60.0
@@ -36,10 +39,12 @@ def remove_unfinished(*folders: str) -> None:
     """Remove what writers that were killed have left of their writing. What is young may still be written."""
     oldest = time.time() - _WRITING_S
     for folder in folders:
-        for path in Path(folder).glob(".*.new"):
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < oldest:
+        for path in Path(folder).glob(".*.[0-9]*.new"):
+            try:
+                if path.is_file() and path.stat().st_mtime < oldest:
                     path.unlink()
+            except OSError as error:
+                log.debug("%s stays: %s", path, error)
 
 
 def remove(path: str) -> None:

@@ -28,6 +28,7 @@ class Keeper:
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
         self._changed = asyncio.Event()
+        self._writing = asyncio.Lock()
 
     def start(self) -> None:
         """From now on every event is a reason to save."""
@@ -46,10 +47,10 @@ class Keeper:
 
     async def load_memory(self) -> Memory | None:
         """What a daemon that died or was replaced knew; a damaged file is set aside."""
-        text = await asyncio.to_thread(files.read, self._daemon.paths.memory)
-        if text is None:
-            return None
         try:
+            text = await asyncio.to_thread(files.read, self._daemon.paths.memory)
+            if text is None:
+                return None
             memory = Memory.from_json(text)
         except ValueError as error:
             aside = await asyncio.to_thread(files.set_aside, self._daemon.paths.memory)
@@ -75,6 +76,17 @@ class Keeper:
         return {name for name, known in memory.units.items() if known.stopped}
 
     async def save_memory(self) -> None:
+        """Raises OSError. Nothing is saved of a daemon that stops: what it stops was stopped by nobody."""
+        async with self._writing:
+            if not self._daemon.stopping:
+                await self._save_memory()
+
+    async def forget_memory(self) -> None:
+        """After a clean stop the next start begins afresh."""
+        async with self._writing:
+            await asyncio.to_thread(files.remove, self._daemon.paths.memory)
+
+    async def _save_memory(self) -> None:
         units = {name: unit.remember() for name, unit in self._daemon.units.items() if not unit.leftover}
         scales = self._daemon.scales
         memory = Memory(boot_id(), self._daemon.generation, units, dict(scales.by_pool), dict(scales.automatic))
@@ -87,8 +99,7 @@ class Keeper:
             await asyncio.sleep(0)  # the successor of what has just died comes first
             self._changed.clear()
             try:
-                if not self._daemon.stopping:
-                    await self.save_memory()
+                await self.save_memory()
             except OSError as error:
                 log.error("%s cannot be written, the next daemon may know less: %s", self._daemon.paths.memory, error)
             await asyncio.sleep(MEMORY_PAUSE_S)

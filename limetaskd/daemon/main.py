@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +141,11 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
             plan = make_plan(loaded, plan.embedded, {**folders, "host": known["host"], "detached": plan.detached})
             privileges.prepare_folders(plan)
     lock = RuntimeLock(plan.runtime_dir)
+    up = None
     if plan.detached and not replaced:
-        from daemon import DaemonContext  # only here: who does not detach need not pay for it
-
         print(f"limetaskd: detached; all logs go to {plan.logging.destination}", file=sys.stderr)
-        lock.release()  # a record lock does not survive the fork; taken again below
-        # It closes every descriptor: nothing may be open by then that is still needed.
-        # The folder stays: task modules are found there, detached or not.
-        DaemonContext(working_directory=str(Path.cwd()), umask=0o027).open()
+        lock.release()  # a record lock does not survive a fork; taken again below
+        up = detach_process()
         lock = RuntimeLock(plan.runtime_dir)
     pidfile = Path(paths_of(plan).pidfile)
     logs = LogPump(
@@ -157,6 +154,8 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
     try:
         if plan.detached:
             pidfile.write_text(f"{os.getpid()}\n")
+        if up is not None:
+            up()
         _log_to(logs, plan)
         code = asyncio.run(serve(plan, logs, replaced=replaced))
         if code == EXIT_REPLACE:
@@ -168,6 +167,33 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
         logs.close()
         pidfile.unlink(missing_ok=True)
         lock.release()
+
+
+def detach_process() -> Callable[[], None]:
+    """Go on in a process without a terminal. Returns what to call once it is up: then who started it goes on, too.
+
+    So he finds the pid file; else he has read the reason, and the exit code says that there is none.
+    """
+    from daemon import DaemonContext  # only here: who does not detach need not pay for it
+
+    ended, waiting = os.pipe()
+    if os.fork() != 0:
+        os.close(waiting)
+        os._exit(EXIT_OK if os.read(ended, 1) else EXIT_FAILED)
+    os.close(ended)
+    # It closes all other descriptors. The folder stays: task modules are found there, detached or not.
+    DaemonContext(
+        working_directory=str(Path.cwd()), umask=0o027, files_preserve=[waiting], stderr=sys.stderr
+    ).open()
+
+    def up() -> None:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+        os.write(waiting, b"\n")
+        os.close(waiting)
+
+    return up
 
 
 def _allow_descriptors() -> None:

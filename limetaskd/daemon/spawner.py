@@ -157,6 +157,14 @@ def expose_to_oom_killer(path: Path) -> None:
         log.debug("%s stays as it is: %s", path, error)
 
 
+def kill_stopped_children(name: str) -> None:
+    """SIGKILL children of that name that somebody has stopped: they cannot end by themselves. Call it in a thread."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == name and child.status() == psutil.STATUS_STOPPED:
+                child.kill()
+
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 

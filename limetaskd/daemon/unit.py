@@ -242,7 +242,7 @@ class Unit:
 
     def adopt(self, incarnation: Incarnation) -> None:
         """Take over a process that is alive already."""
-        self.generation = incarnation.generation
+        self.generation = max(self.generation, incarnation.generation)
         self.current = incarnation
         self.machine.change_state(engine.STARTING)
 

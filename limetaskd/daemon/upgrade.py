@@ -82,8 +82,9 @@ async def upgrade(daemon: Daemon) -> dict[str, Any]:
         try:
             await _rehearse(daemon)
             await daemon.accounted()
-            await _save_memory(daemon)
             _require_calm(daemon)  # that took a while: a stop or a restart may have begun
+            await _save_memory(daemon)
+            _require_calm(daemon)
         except CommandError as error:
             daemon.events.emit("upgrade_refused", reason=str(error))
             raise
@@ -241,8 +242,8 @@ def rehearse_state(paths: Paths) -> list[str]:
         (paths.queues, lambda text: parse_saved(json.loads(text))),
     )
     for path, read in saved:
-        text = files.read(path)
         try:
+            text = files.read(path)
             if text is not None:
                 read(text)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -250,6 +251,8 @@ def rehearse_state(paths: Paths) -> list[str]:
     for record in Path(paths.processes).glob("*.json"):
         try:
             ProcessRecord.from_json(record.read_text())
+        except FileNotFoundError:
+            continue  # it has ended meanwhile
         except ValueError as error:
             problems.append(f"{record}: {error}")
     return problems

@@ -30,7 +30,7 @@ from typing import Any
 from limetaskd.core.channel import MAX_BYTES, Command, Phase, Reply, State, decode, encode
 from limetaskd.core.peer import peer_pid
 from limetaskd.core.settings import Settings
-from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
+from limetaskd.core.spec import SPARE, SPEC_VARIABLE, ProcessSpec
 from limetaskd.errors import ChannelError
 from limetaskd.tasks.conf import is_redis, transport_module
 from limetaskd.tasks.follow import Signature
@@ -44,7 +44,6 @@ from limetaskd.worker.spare import CannotForkError, Spare, fork_ahead
 logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
-SPARE = "limetaskd:spare"
 CONNECT_TIMEOUT_S = 10.0
 HEARING_TIMEOUT_S = 1.0
 # A spare is made when nothing was asked for so long: longer than a worker needs to its first task.
@@ -105,6 +104,11 @@ def flush() -> None:
                 stream.flush()
         except (OSError, ValueError) as error:  # the disk is full, or a module has closed it
             logger.warning("what modules have printed cannot be written: %s", error)
+
+
+def _warn(spec: ProcessSpec, message: str, action: str) -> None:
+    logs.set_up(spec.name, level=logging.WARNING)  # into descriptor 2, until its own settings are read
+    logger.warning("%s", message, extra={"action": action})
 
 
 class Image:
@@ -334,10 +338,10 @@ class Image:
             try:
                 os.nice(nice)
             except OSError as error:  # nice(1), by which a worker is started by exec, goes on as well
-                logs.set_up(spec.name, level=logging.WARNING)  # into descriptor 2, until its own settings are read
-                logger.warning("the niceness stays %d: %s", os.nice(0), error, extra={"action": "not_niced"})
+                _warn(spec, f"the niceness stays {os.nice(0)}: {error}", "not_niced")
         if self._leftovers is not None:
-            self._leftovers.open_again()
+            for shared in self._leftovers.open_again():
+                _warn(spec, f"a file that the imports opened is shared with other workers: {shared}", "file_shared")
             self._leftovers.seed()
         name_process(spec.name)
 

@@ -101,20 +101,26 @@ class Leftovers:
         for bits in self._numpy:
             bits.state = type(bits)().state
 
-    def open_again(self) -> None:
+    def open_again(self) -> list[str]:
         """In a forked process: files that the imports opened for reading get a place of their own in them.
 
-        Raises OSError.
+        Returns what could not be opened: it is shared with the other processes.
         """
+        failed = []
         for number in self._read_at_an_offset:
             try:
-                flags, place = fcntl.fcntl(number, fcntl.F_GETFL), os.lseek(number, 0, os.SEEK_CUR)
+                place = os.lseek(number, 0, os.SEEK_CUR)
             except OSError:
                 continue  # closed meanwhile
-            own = os.open(f"/proc/self/fd/{number}", flags | os.O_CLOEXEC)
+            try:
+                own = _open_once_more(number)
+            except OSError as error:
+                failed.append(f"{os.readlink(f'/proc/self/fd/{number}')}: {error.strerror}")  # noqa: PTH115
+                continue
             os.lseek(own, place, os.SEEK_SET)
             os.dup2(own, number, inheritable=os.get_inheritable(number))
             os.close(own)
+        return failed
 
     def problems(self) -> list[str]:
         """Why this process must not fork; empty: it may."""
@@ -179,7 +185,7 @@ def _opened(descriptors: set[int]) -> list[str]:
     sockets = [target for target in targets.values() if target.startswith("socket:")]
     others = [
         target for number, target in targets.items()
-        if target.startswith(("pipe:", "anon_inode:")) or _writes_at_an_offset(number)
+        if target.startswith(("pipe:", "anon_inode:")) or _writes_at_an_offset(number) or _stays_shared(number)
     ]  # fmt: skip
     found = []
     if sockets:
@@ -197,6 +203,23 @@ def _reads_at_an_offset(descriptor: int) -> bool:
         return False  # closed meanwhile
     placed = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode) or stat.S_ISBLK(status.st_mode)
     return placed and flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_PATH
+
+
+def _open_once_more(descriptor: int) -> int:
+    """The same file, at its beginning. Raises OSError."""
+    # Not with the flags that it has: O_NOFOLLOW would refuse the link.
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _stays_shared(descriptor: int) -> bool:
+    """Whether it is read at an offset, and no process could get one of its own."""
+    if not _reads_at_an_offset(descriptor):
+        return False
+    try:
+        os.close(_open_once_more(descriptor))
+    except OSError:
+        return True
+    return False
 
 
 def _writes_at_an_offset(descriptor: int) -> bool:

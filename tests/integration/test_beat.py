@@ -84,7 +84,7 @@ def test_state_that_cannot_be_read_is_set_aside(redis_url: str) -> None:
             beat = _beat(bench)
             bench.consuming("b:beat")
             assert drain_and_wait(beat, 30) == 0
-            assert (bench.folder / "beat.json.unreadable").read_text() == text
+            assert (bench.folder / "beat.json.damaged").read_text() == text
             assert json.loads((bench.folder / "beat.json").read_text())["version"] == 1
             warning = [r for r in bench.records("b:beat", logger=None) if r.get("action") == "beat_state_unreadable"]
             assert warning

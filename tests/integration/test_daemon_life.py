@@ -169,8 +169,8 @@ def test_detached_with_a_pid_file(amqp_url: str, redis_url: str, make_daemon: Ma
     daemon.start()
     assert daemon.wait_exit(30) == 0  # the parent returns
     pidfile = daemon.runtime_dir / "limetaskd.pid"
+    pid = int(pidfile.read_text())  # there by then
     wait_until(lambda: daemon.run_ctl("status").returncode == 0, 60)
-    pid = int(pidfile.read_text())
     status = json.loads(daemon.run_ctl("status", "--json").stdout)
     assert status["daemon"]["pid"] == pid
     assert os.getsid(pid) != os.getsid(0)
@@ -178,6 +178,14 @@ def test_detached_with_a_pid_file(amqp_url: str, redis_url: str, make_daemon: Ma
     assert daemon.run_ctl("shutdown").returncode == 0
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
     assert not pidfile.exists()
+
+    # One that cannot begin says so by its exit code.
+    (daemon.state_dir / "log" / "limetaskd.log").unlink()
+    (daemon.state_dir / "log" / "limetaskd.log").mkdir()
+    daemon.start()
+    assert daemon.wait_exit(30) == 1
+    assert not pidfile.exists()
+    assert daemon.stderr_path.read_text().splitlines()[-1].startswith("limetaskd: Is a directory: ")
 
 
 @pytest.mark.parametrize(

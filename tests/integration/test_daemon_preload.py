@@ -15,6 +15,9 @@ import psutil
 import pytest
 import yaml
 
+from limetaskd.core.spec import SPARE
+from limetaskd.daemon.launch import Paths
+from limetaskd.daemon.upgrade import rehearse_state
 from tests.support.crm import SOURCE, configuration
 from tests.support.daemon import Daemon
 from tests.support.sender import Sender
@@ -22,7 +25,6 @@ from tests.support.waiting import wait_until
 
 MakeDaemon = Callable[..., Daemon]
 IMAGE = "limetaskd:image"
-SPARE = "limetaskd:spare"
 
 PROBE = """
     import atexit, os, random, sys
@@ -344,6 +346,18 @@ def test_a_spare_goes_with_its_image_and_with_its_daemon(start: Callable[..., Da
     assert daemon.processes() == []
 
 
+def test_a_spare_that_somebody_has_stopped_ends_with_its_image(start: Callable[..., Daemon]) -> None:
+    daemon = start({"crmtasks": SOURCE})
+    spare = the_spare(daemon)
+    os.kill(spare, signal.SIGSTOP)
+    os.kill(helpers(daemon)[IMAGE]["pid"], signal.SIGKILL)
+    wait_dead(spare)
+    spare = the_spare(daemon)
+    os.kill(spare, signal.SIGSTOP)
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
 def test_what_a_spare_became_is_as_old_as_its_new_life(start: Callable[..., Daemon]) -> None:
     daemon = start({"crmtasks": SOURCE})
     spare = the_spare(daemon)
@@ -493,12 +507,15 @@ def test_state_of_a_killed_daemon_is_known_to_the_next_one(start: Callable[..., 
     worker = daemon.worker("asap:0")
     assert (worker["pid"], worker["restarts"], worker["concurrency"], worker["origin"]) == (pid, 1, 3, "adopted")
     assert daemon.worker("background:0")["state"] == "STOPPED"
-    daemon.kill()
-    memory.write_text(memory.read_text()[:40])
-    daemon.start()
-    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
-    assert daemon.worker("asap:0")["pid"] == pid
-    assert any(record.get("action") == "set_aside" for record in daemon.logs())
-    assert Path(f"{memory}.damaged").exists()
+    for damaged in (memory.read_bytes()[:40], b"\xff\xfe\x00not text"):
+        daemon.kill()
+        memory.write_bytes(damaged)
+        (problem,) = rehearse_state(Paths(str(daemon.runtime_dir), str(daemon.state_dir)))
+        assert problem.startswith(f"{memory}: ")
+        daemon.start()
+        wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+        assert daemon.worker("asap:0")["pid"] == pid
+        assert any(record.get("action") == "set_aside" for record in daemon.logs())
+        assert Path(f"{memory}.damaged").read_bytes() == damaged
     assert daemon.stop() == 0
     assert not memory.exists()

@@ -156,6 +156,32 @@ def test_a_process_whose_record_was_damaged_is_found_by_its_reports(daemon: Daem
     assert daemon.processes() == []
 
 
+def test_what_a_dead_process_has_left_is_not_taken_for_that_of_its_replacement(daemon: Daemon) -> None:
+    """The older process of a name lives, the newer one died with a task while no daemon ran."""
+    with Sender(daemon) as sender:
+        sent = []
+        for number in range(2):
+            started = daemon.folder / f"started{number}"
+            sent.append(sender.send("crm.wait_for", str(daemon.folder / "gate"), str(started)))
+            wait_until(started.exists)
+            if number == 0:
+                daemon.ctl("restart", "default")
+        new = daemon.worker("default:0")["pid"]
+        daemon.kill()
+        os.kill(new, signal.SIGKILL)
+        daemon.start()
+        wait_until(lambda: daemon.status() and daemon.worker("default:0")["ready"], 60)
+        # What it has left is dealt with, and gone.
+        wait_until(lambda: not (daemon.runtime_dir / "processes" / "default:0.2.json").exists(), 60)
+        pid = daemon.worker("default:0")["pid"]
+        recorded = [json.loads(path.read_text()) for path in (daemon.runtime_dir / "processes").glob("default:0.*")]
+        assert pid in {record["pid"] for record in recorded}
+        assert all(Path(record["board"]).exists() for record in recorded)
+        (daemon.folder / "gate").touch()
+        assert all(isinstance(result, int) for result in sender.results(sent))
+    assert daemon.stop() == 0
+
+
 def test_what_an_operator_stopped_stays_stopped_over_reload_and_upgrade(
     daemon: Daemon, config: dict[str, Any]
 ) -> None:

@@ -202,6 +202,27 @@ def test_a_stop_during_the_rehearsal_is_not_undone(daemon: Daemon) -> None:
     assert daemon.processes() == []
 
 
+def test_a_stop_that_is_cut_short_during_an_upgrade_has_stopped_nothing_for_good(daemon: Daemon) -> None:
+    gate, started = daemon.folder / "gate", daemon.folder / "started"
+    with Sender(daemon) as sender:
+        sender.send("crm.wait_for", str(gate), str(started))
+        wait_until(started.exists)
+        begun, go = hold_rehearsal(daemon)
+        upgrade = in_background(daemon, "upgrade")
+        wait_until(begun.exists)
+        daemon.signal(signal.SIGTERM)
+        wait_until(lambda: [record for record in daemon.logs() if record.get("action") == "stopping"])
+        go.touch()
+        upgrade.communicate(timeout=60)
+        assert upgrade.returncode == 1
+        daemon.kill()
+        gate.touch()
+        daemon.start()
+        daemon.wait_running()
+        assert {daemon.worker(name)["state"] for name in ("default:0", "asap:0", "background:0")} == {"RUNNING"}
+    assert daemon.stop() == 0
+
+
 def test_a_stop_does_not_wait_for_a_rehearsal(daemon: Daemon) -> None:
     begun, _never = hold_rehearsal(daemon)
     upgrade = in_background(daemon, "upgrade")

@@ -60,6 +60,8 @@ def test_what_workers_would_share_or_lose_is_named(source: str, reason: str) -> 
         "import tempfile, os; p = tempfile.mkstemp(); os.close(p[0]); kept = open(p[1], 'a'); "
         "os.unlink(p[1])",
         "import os; kept = open(os.__file__)",
+        "import os; os.open(os.__file__, os.O_RDONLY | os.O_NOFOLLOW)",
+        "import os; os.open('/', os.O_PATH)",
         "import multiprocessing.pool, concurrent.futures.process, asyncio, sqlite3, ssl, email, decimal",
         "import sqlite3; kept = sqlite3.connect(':memory:')",
         "import atexit; atexit.register(print, end='')",
@@ -115,12 +117,13 @@ def test_each_process_reads_a_file_that_the_imports_opened_from_its_own_place(tm
             reader = os.open(sys.argv[1] + ".gone", os.O_RDONLY)
             os.close(gone)
             os.unlink(sys.argv[1] + ".gone")
+            closed = os.open(sys.argv[1], os.O_RDONLY | os.O_NOFOLLOW)
             os.read(reader, 1)
         assert leftovers.problems() == []
-        closed = open(sys.argv[1])  # one of ours, later
+        os.close(closed)
         read, write = os.pipe()
         if os.fork() == 0:
-            leftovers.open_again()
+            assert leftovers.open_again() == []
             text = "".join(rows) + os.read(reader, 9).decode()
             os.write(write, repr((len(text), text[:5], text[-5:], os.get_inheritable(reader))).encode())
             os._exit(0)
@@ -146,3 +149,23 @@ def test_the_look_at_files_of_modules_loads_no_lazy_one(tmp_path: Path) -> None:
         assert sys.argv[1] + "/late.py" in sources.imported()
         """
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, timeout=60)
+
+
+def test_a_file_that_can_be_opened_no_more_is_no_reason_to_die(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    path.write_text("rows")
+    program = """if True:
+        import os, sys
+        from limetaskd.worker import leftovers
+        found = leftovers.Leftovers()
+        with found:
+            kept = os.open(sys.argv[1], os.O_RDONLY)
+        assert found.problems() == []
+
+        def refuse(descriptor):
+            raise PermissionError(13, "Permission denied")
+        leftovers._open_once_more = refuse
+        assert found.open_again() == [sys.argv[1] + ": Permission denied"]
+        assert found.problems() == [f"the imports opened {sys.argv[1]}, which all workers would share"]
+        """
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, timeout=60)

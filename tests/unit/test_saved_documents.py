@@ -88,9 +88,11 @@ def test_records_of_another_boot_name_nobody(tmp_path: Path) -> None:
 def test_what_killed_writers_have_left_goes_once_it_is_old(tmp_path: Path) -> None:
     for name in (".memory.json.1.0.new", ".young.json.1.new", "memory.json"):
         (tmp_path / name).write_text("x")
-    os.utime(tmp_path / ".memory.json.1.0.new", (1, 1))
+    (tmp_path / ".folder.1.new").mkdir()
+    for name in (".memory.json.1.0.new", ".folder.1.new"):
+        os.utime(tmp_path / name, (1, 1))
     remove_unfinished(str(tmp_path), str(tmp_path / "nowhere"))
-    assert {path.name for path in tmp_path.iterdir()} == {".young.json.1.new", "memory.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {".folder.1.new", ".young.json.1.new", "memory.json"}
 
 
 def test_the_end_of_a_task_is_found_in_any_log_of_the_host(tmp_path: Path) -> None:
