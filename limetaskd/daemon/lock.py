@@ -30,7 +30,8 @@ class RuntimeLock:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "?"
             os.close(descriptor)
             raise AlreadyRunningError(
-                f"another limetaskd (pid {holder}) runs on {runtime_dir}: stop it, or set limetaskd.runtime_dir"
+                f"another limetaskd (pid {holder}) runs on {runtime_dir}: stop it, or give this one a "
+                "limetaskd.runtime_dir and a limetaskd.state_dir of its own"
             ) from error
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

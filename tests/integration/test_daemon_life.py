@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.support.crm import SOURCE, configuration
 from tests.support.daemon import Daemon
@@ -132,11 +133,17 @@ def test_nothing_stays_in_the_temporary_directory(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_daemon_on_one_runtime_dir_is_refused(daemon: Daemon) -> None:
+@pytest.mark.parametrize("other", ["same", "runtime_dir", "state_dir"])
+def test_a_second_daemon_in_one_folder_is_refused(daemon: Daemon, tmp_path: Path, other: str) -> None:
     daemon.start()
     daemon.wait_running()
+    document = yaml.safe_load(daemon.config_path.read_text())
+    if other != "same":
+        document["limetaskd"][other] = str(tmp_path / "other")
+    config = tmp_path / "second.yaml"
+    config.write_text(yaml.safe_dump(document))
     second = subprocess.run(
-        [sys.executable, "-m", "limetaskd.daemon.main", "--config", str(daemon.config_path)],
+        [sys.executable, "-m", "limetaskd.daemon.main", "--config", str(config)],
         env=daemon.environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert second.returncode == 1
