@@ -20,16 +20,19 @@ def _stat(pid: int) -> list[str] | None:
 
 
 def process_start_ticks(pid: int) -> int | None:
-    """Start time of `pid` in clock ticks since boot (/proc/PID/stat, field 22); None when there is no such process.
+    """Start time of `pid` in clock ticks since boot (/proc/PID/stat, field 22); None: no such process, or unknown.
 
     With the pid it names one process as long as the host is up: pids are used again, the pair is not.
     """
-    fields = _stat(pid)
+    try:
+        fields = _stat(pid)
+    except OSError:
+        return None  # nobody can tell
     return int(fields[19]) if fields is not None else None
 
 
 def process_parent(pid: int) -> int | None:
-    """The parent's pid (/proc/PID/stat, field 4); None when there is no such process."""
+    """The parent's pid (/proc/PID/stat, field 4); None when there is no such process. Raises OSError: unknown."""
     fields = _stat(pid)
     return int(fields[1]) if fields is not None else None
 
@@ -47,14 +50,20 @@ def process_state(pid: int) -> str:
 
 
 def process_lives(pid: int, start_ticks: int) -> bool:
-    """Whether this very process lives: one that is dead and not collected by its parent (Z) does not."""
+    """Whether this very process lives: one that is dead and not collected by its parent (Z) does not.
+
+    Raises OSError when nobody can tell (no descriptors left, say).
+    """
     fields = _stat(pid)
     return fields is not None and int(fields[19]) == start_ticks and fields[0] not in "ZX"
 
 
 def process_may_live(pid: int, start_ticks: int) -> bool:
     """As `process_lives`, or it cannot be told: the process may not be looked at (hidepid), or `start_ticks` is 0."""
-    fields = _stat(pid)
+    try:
+        fields = _stat(pid)
+    except OSError:
+        return True
     if fields is not None:
         return fields[0] not in "ZX" and (start_ticks == 0 or int(fields[19]) == start_ticks)
     try:
@@ -71,11 +80,14 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def this_place() -> str:
-    """Where pids can be compared: boot and pid namespace, as `<8 hex digits>-<number>`; zeros if nobody tells."""
+def known_place() -> str | None:
+    """Where pids can be compared: boot and pid namespace, as `<8 hex digits>-<number>`; None: nobody tells."""
     try:
-        boot = boot_id()[:8]
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
+        return f"{boot_id()[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
-        return "00000000-0"
-    return f"{boot}-{namespace}"
+        return None
+
+
+def this_place() -> str:
+    """As `known_place`; zeros if nobody tells."""
+    return known_place() or "00000000-0"

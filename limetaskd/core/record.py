@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limetaskd.core.documents import loads
-from limetaskd.core.process import process_start_ticks, this_place
+from limetaskd.core.process import known_place, process_start_ticks
 from limetaskd.core.spec import ProcessSpec
 
 RECORD_VERSION = 1
@@ -35,7 +35,11 @@ class ProcessRecord:
     log: str
     concurrency: int
     shutdown_timeout_s: float
-    place: str | None = None  # boot and pid namespace; None: written by an older version
+    place: str | None = None  # boot and pid namespace; None: not known, or of an older version
+
+    def may_live(self, place: str | None) -> bool:
+        """Whether its numbers mean the same process at `place` (`known_place`): not after another boot of the host."""
+        return place is None or self.place in {None, place}
 
     def to_json(self) -> str:
         return json.dumps({"version": RECORD_VERSION, **dataclasses.asdict(self)})
@@ -78,7 +82,7 @@ def write_own_record(spec: ProcessSpec) -> None:
         log=spec.log,
         concurrency=spec.concurrency,
         shutdown_timeout_s=spec.shutdown_timeout_s,
-        place=this_place(),
+        place=known_place(),
     )
     path = Path(spec.record)
     temporary = path.with_name(f".{path.name}.{pid}.new")

@@ -10,7 +10,7 @@ _ALIAS = re.compile(r"\blime(?=(?:redis|rediss|sentinel)\b)")
 # scheme://user:password@ and scheme://:password@ ; a password may hold anything but a slash or white space,
 # and an unescaped @ in it belongs to it, so the last @ before the path counts. It begins at the ://, so that a long
 # line is read once: the scheme does not matter, and looking for it would begin at each of its letters.
-_CREDENTIALS = re.compile(r"(?P<head>://[^\s:/@]*):(?P<secret>[^\s/]*)@")
+_CREDENTIALS = re.compile(r"(?P<head>://[^\s:/]*):(?P<secret>[^\s/]*)@")
 _QUERY = re.compile(r"(?P<key>[?&;](?:password|passwd|secret|token|api_key|apikey)=)[^&;\s]+", re.IGNORECASE)
 
 

@@ -157,8 +157,7 @@ class Daemon:
         become_subreaper()
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.nursery.reap_strangers)
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
-        unfinished = (self.plan.runtime_dir, self.plan.state_dir, self.paths.processes)
-        await asyncio.to_thread(files.remove_unfinished, *unfinished)
+        await asyncio.to_thread(files.remove_unfinished, *self.paths.written)
         await self.keeper.load_scales()
         await self.write_folders()
         memory = await self.keeper.load_memory()
@@ -190,16 +189,10 @@ class Daemon:
             deadline = time.monotonic() + BROKER_PATIENCE_S
             while broker.state != engine.RUNNING and time.monotonic() < deadline:
                 await broker.changed(1.0)
-        schedules = [unit for unit in self.units.values() if unit.kind == "beat" and unit.leaving]
-        for unit in list(self.units.values()):
-            if unit.leftover or unit.current is not None or unit.name in stopped or unit.kind in {"broker", "image"}:
-                continue
-            if unit.kind == "beat" and schedules:
-                self.background(self._start_after(unit, schedules))
-            else:
-                unit.start()
+        self._come_up(stopped)
         self._started = True
-        self._account_absent(remains)
+        if self.guard is not None and remains:
+            self.background(self.guard.account_absent(remains))
         self.keeper.start()
         if self._xmlrpc is not None:
             self._xmlrpc.start()
@@ -207,11 +200,16 @@ class Daemon:
         self.background(self.steering.watch())
         self.background(self.autoscaling.run())
 
-    def _account_absent(self, remains: list[orphans.Remains]) -> None:
-        """The tasks of those that died while no daemon ran."""
-        if self.guard is not None:
-            for dead in remains:
-                self.background(self.guard.account_absent(dead))
+    def _come_up(self, stopped: set[str]) -> None:
+        """Start what is wanted and was not taken over."""
+        schedules = [unit for unit in self.units.values() if unit.kind == "beat" and unit.leaving]
+        for unit in list(self.units.values()):
+            if unit.leftover or unit.current is not None or unit.name in stopped or unit.kind in {"broker", "image"}:
+                continue
+            if unit.kind == "beat" and schedules:
+                self.background(self._start_after(unit, schedules))
+            else:
+                unit.come_up()
 
     def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]:
         """Run a coroutine beside the rest; its failure is logged, unless the caller looks (`report` False)."""
@@ -349,11 +347,14 @@ class Daemon:
         agent = self.units.get(AGENT)
         if unit.kind == "worker" and agent is not None and agent.current is not None and agent.current.connection:
             self.background(self._restore(agent.current.connection))
-        if self.guard is not None:
-            await self.guard.account(unit, incarnation)
-        # Last: a daemon that dies before this leaves what it had not done to the next one, with record and scoreboard.
-        await asyncio.to_thread(files.remove, self.paths.record(unit.name, incarnation.generation))
-        incarnation.forget()
+        try:
+            if self.guard is not None:
+                await self.guard.account(unit, incarnation)
+            # Last: a daemon that dies before this leaves what it had not done to the next one, with both files.
+            await asyncio.to_thread(files.remove, self.paths.record(unit.name, incarnation.generation))
+            incarnation.forget()
+        finally:
+            incarnation.close_board()
 
     async def accounted(self) -> None:
         """Wait until nothing is left to say of the dead, while the agent is there; at most `ACCOUNTS_S`."""

@@ -88,15 +88,9 @@ class Guard:
         elif incarnation.ending is None and incarnation.hung_for is None:
             await postmortem.report(self._daemon, unit.name, "crash", how, incarnation.pid, tasks=[], exit_text=how)
 
-    async def account_absent(self, dead: Remains) -> None:
-        """Of a worker that died while no daemon ran."""
-        cases = [
-            outcome.Case(slot, sentence.reason if sentence is not None else None, own=False)
-            for slot, sentence in dead.slots
-            if outcome.is_open(slot, sentence, daemon_died=True)
-        ]
-        await outcome.account_absent(self._daemon, dead.name, cases)
-        await asyncio.to_thread(dead.remove)
+    async def account_absent(self, dead: list[Remains]) -> None:
+        """Of workers that died while no daemon ran."""
+        await outcome.account_absent(self._daemon, dead)
 
     def child_died(self, name: str, fields: dict[str, Any]) -> None:
         """A worker says that a pool child died by itself."""

@@ -203,11 +203,14 @@ class Incarnation:
                     self.name, self.pid, process_state(self.pid), extra={"action": "does_not_die"},
                 )  # fmt: skip
 
-    def forget(self) -> None:
-        """Free what belonged to it; its scoreboard file goes with it."""
+    def close_board(self) -> None:
         if self.board is not None:
             self.board.close()
             self.board = None
+
+    def forget(self) -> None:
+        """Free what belonged to it; its scoreboard file goes with it."""
+        self.close_board()
         if self.launch.board_path is not None:
             with contextlib.suppress(FileNotFoundError):
                 Path(self.launch.board_path).unlink()

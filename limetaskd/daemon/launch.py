@@ -62,6 +62,12 @@ class Paths:
         return self._under(self.runtime_dir, "limetaskd.pid")
 
     @property
+    def written(self) -> tuple[str, ...]:
+        """Folders of small files that are written whole or not at all."""
+        kept, postmortems = self._under(self.state_dir, "kept"), self._under(self.state_dir, "postmortem")
+        return self.runtime_dir, self.processes, self.state_dir, kept, postmortems
+
+    @property
     def folders(self) -> tuple[str, str]:
         """The same file in both, so that the change of one of them is noticed."""
         return self._under(self.runtime_dir, "folders.json"), self._under(self.state_dir, "folders.json")

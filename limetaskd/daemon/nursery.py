@@ -222,7 +222,12 @@ class Nursery:
         for key, (connection, state) in list(self._early.items()):
             del self._early[key]
             ticks = process_start_ticks(connection.peer_pid)
-            ref = find(connection.peer_pid, ticks) if ticks is not None else None
+            try:
+                ref = find(connection.peer_pid, ticks) if ticks is not None else None
+            except OSError as error:
+                log.error("%s (pid %d) is not known, and nobody can tell who it is: %s", *key[::2], error)
+                self._early[key] = (connection, state)  # looked at again with its next report
+                continue
             if ref is None:
                 continue
             log.error(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from limetaskd.core.board import Board, Sentence, Slot
 from limetaskd.core.documents import loads
 from limetaskd.core.peer import peer_pid
-from limetaskd.core.process import process_start_ticks, this_place
+from limetaskd.core.process import known_place, process_start_ticks
 from limetaskd.core.record import ProcessRecord
 from limetaskd.daemon import files, rolling
 from limetaskd.daemon.incarnation import ADOPTED, BOARD_PATIENCE_S, Incarnation, Launch
@@ -76,7 +76,7 @@ def _any_lives(paths: Paths) -> bool:
             record = ProcessRecord.from_json(path.read_text())
         except (OSError, ValueError):
             continue  # set aside by the daemon that takes over
-        ref = find(record.pid, record.start_ticks) if record.place in {None, this_place()} else None
+        ref = find(record.pid, record.start_ticks) if record.may_live(known_place()) else None
         if ref is not None:
             ref.close()
             return True
@@ -92,7 +92,7 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
     found: list[Orphan] = []
     remains: list[Remains] = []
     kept: set[str] = set()  # scoreboards
-    place = this_place()
+    place = known_place()
     for path in sorted(Path(paths.processes).glob("*.json")):
         try:
             record = ProcessRecord.from_json(path.read_text())
@@ -100,9 +100,7 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
         except (ValueError, OSError) as error:
             log.error("%s: %s; set aside as %s", path, error, files.set_aside(str(path)))
             continue
-        # After another boot of the host the same numbers mean another process.
-        elsewhere = record.place is not None and record.place != place
-        ref = None if elsewhere else find(record.pid, record.start_ticks)
+        ref = find(record.pid, record.start_ticks) if record.may_live(place) else None
         if ref is not None:
             found.append(Orphan(record, ref, recorded))
         elif slots := _slots(record):

@@ -7,6 +7,7 @@ hang on it. When it is frozen, dead, or runs the task itself, the daemon does it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import select
 import signal
@@ -15,13 +16,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_NOBODY, BY_WORKER, WORKER_LOST, Running, Sentence, Slot
+from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_NOBODY, BY_WORKER, WORKER_LOST, Sentence, Slot
 from limetaskd.core.jsonlog import timestamp
 from limetaskd.core.process import process_lives, process_state
 from limetaskd.daemon import postmortem
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.incarnation import Incarnation
 from limetaskd.daemon.launch import AGENT
+from limetaskd.daemon.orphans import Remains
 from limetaskd.daemon.spawner import find
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError
@@ -140,7 +142,7 @@ async def _end_with_worker(
         return False
     incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
     if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
-        await finish(daemon, unit.name, slot, reason, text)
+        await finish(daemon, unit.name, slot, reason, text, time.monotonic())
         _finished(incarnation, slot)
     await incarnation.kill()
     return True
@@ -154,8 +156,8 @@ def _finished(incarnation: Incarnation, slot: Slot) -> None:
 
 async def resume(daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str) -> None:
     """A daemon that died had killed what ran this task, or was about to, and had begun to say so."""
-    if slot.running is not None and not await _was_recorded(daemon, slot.running):
-        await finish(daemon, unit.name, slot, reason, text)
+    if not await _recorded(daemon, [slot]):
+        await finish(daemon, unit.name, slot, reason, text, None)
     _finished(incarnation, slot)
     if slot.pid == incarnation.pid:
         incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
@@ -163,9 +165,9 @@ async def resume(daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slo
 
 
 async def finish(
-    daemon: Daemon, name: str, slot: Slot, reason: str, text: str, ended: float | None = None
+    daemon: Daemon, name: str, slot: Slot, reason: str, text: str, ended: float | None
 ) -> None:
-    """Tombstone, FAILURE and the record of a task that nobody else can finish. `ended`: monotonic s; None: now."""
+    """Tombstone, FAILURE and the record of a task that nobody else can finish. `ended`: monotonic s; None: unknown."""
     running = slot.running
     assert running is not None
     params = {"id": running.id, "reason": reason, "text": f"{running.name}: {text}"}
@@ -175,7 +177,7 @@ async def finish(
     except CommandError as error:
         log.error("%s: the end of task %s is not stored yet: %s", name, running.id, error)
         daemon.background(_store_later(daemon, params))
-    record(daemon, slot, outcome, reason, ended or time.monotonic())
+    record(daemon, slot, outcome, reason, ended)
 
 
 def record(daemon: Daemon, slot: Slot, outcome: str, reason: str | None, ended: float | None) -> None:
@@ -246,7 +248,7 @@ async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str
         own = by_itself and (incarnation.hung_for is None or slot.pid == incarnation.pid)
         if is_open(slot, sentence) and board.settle(slot, BY_DAEMON):
             cases.append(Case(slot, sentence.reason if sentence is not None else None, own))
-    deaths = await _conclude(daemon, unit.name, cases, how)
+    deaths = await _conclude(daemon, unit.name, cases, how, time.monotonic())
     if by_itself and incarnation.hung_for is None:
         said = incarnation.report.reason if incarnation.report is not None else None
         why = f"{how}: {said}" if said else how
@@ -256,20 +258,30 @@ async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str
         await _count(daemon, deaths)
 
 
-async def account_absent(daemon: Daemon, name: str, cases: list[Case]) -> None:
-    """As `account`, for a worker that died while no daemon ran: who killed it is not known, so no task is to blame."""
+async def account_absent(daemon: Daemon, dead: list[Remains]) -> None:
+    """As `account`, for workers that died while no daemon ran: who killed them is not known, so no task is to blame."""
     deadline = time.monotonic() + RETRY_FOR_S
     while (agent := daemon.units[AGENT].current) is None or agent.connection is None:
         # The result store knows whether a task had ended after all.
         if time.monotonic() > deadline:
             break
         await asyncio.sleep(POLL_S)
-    unrecorded = [
-        case for case in cases if case.slot.running and not await _was_recorded(daemon, case.slot.running)
+    known = await _recorded(daemon, [slot for remains in dead for slot, _ in remains.slots])
+    for remains in dead:
+        daemon.background(_account_absent(daemon, remains, known))
+
+
+async def _account_absent(daemon: Daemon, remains: Remains, known: set[str]) -> None:
+    """Of one of them; `known`: ids of tasks whose end has been told."""
+    cases = [
+        Case(slot, sentence.reason if sentence is not None else None, own=False)
+        for slot, sentence in remains.slots
+        if is_open(slot, sentence, daemon_died=True) and slot.running and slot.running.id not in known
     ]
-    deaths = await _conclude(daemon, name, unrecorded, "while no daemon ran")
+    deaths = await _conclude(daemon, remains.name, cases, "while no daemon ran", None)
     if deaths:
         await _count(daemon, deaths)
+    await asyncio.to_thread(remains.remove)
 
 
 def is_open(slot: Slot, sentence: Sentence | None, *, daemon_died: bool = False) -> bool:
@@ -279,7 +291,7 @@ def is_open(slot: Slot, sentence: Sentence | None, *, daemon_died: bool = False)
 
 
 async def _conclude(
-    daemon: Daemon, name: str, cases: list[Case], how: str
+    daemon: Daemon, name: str, cases: list[Case], how: str, ended: float | None
 ) -> dict[str, tuple[Slot, dict[str, Any] | None]]:
     """Finish what will not run again; of the others, by task id, the slot and the death to count (None: no fault)."""
     deaths: dict[str, tuple[Slot, dict[str, Any] | None]] = {}
@@ -287,7 +299,7 @@ async def _conclude(
         running = case.slot.running
         assert running is not None
         if case.reason is not None or running.early_ack:
-            await finish(daemon, name, case.slot, case.reason or WORKER_LOST, f"its worker died ({how})")
+            await finish(daemon, name, case.slot, case.reason or WORKER_LOST, f"its worker died ({how})", ended)
             continue
         daemon.events.emit(
             "task_redelivered", process=name, task_id=running.id, task_name=running.name, reason=how
@@ -313,15 +325,17 @@ async def _count(daemon: Daemon, deaths: dict[str, tuple[Slot, dict[str, Any] | 
     counts = reply.get("counts") or {}
     if counts:
         log.warning("workers died under tasks, deaths so far: %s", counts, extra={"action": "task_deaths"})
-    for task_id in reply.get("done") or ():
-        slot = deaths[task_id][0]
-        if slot.running is not None and not await _was_recorded(daemon, slot.running):
-            record(daemon, slot, "SUCCESS", None, None)
+    done = reply.get("done") or ()
+    known = await _recorded(daemon, [deaths[task_id][0] for task_id in done]) if done else ()
+    for task_id in done:
+        if task_id not in known:
+            record(daemon, deaths[task_id][0], "SUCCESS", None, None)
 
 
-async def _was_recorded(daemon: Daemon, running: Running) -> bool:
-    """Whether the end of this run of a task (a retry has the same id) is in a log of this host."""
-    return await asyncio.to_thread(postmortem.was_recorded, daemon.paths.logs, running.id, running.started)
+async def _recorded(daemon: Daemon, slots: list[Slot]) -> set[str]:
+    """Ids of the tasks that run in these slots, and whose end is in a log of this host all the same."""
+    since = {slot.running.id: slot.running.started for slot in slots if slot.running is not None}
+    return await asyncio.to_thread(postmortem.recorded, daemon.paths.logs, since)
 
 
 async def _children_dead(incarnation: Incarnation) -> None:
@@ -329,6 +343,7 @@ async def _children_dead(incarnation: Incarnation) -> None:
     board = incarnation.board
     deadline = time.monotonic() + DEATH_S
     while board is not None and time.monotonic() < deadline:
-        if not any(process_lives(slot.pid, slot.start_ticks) for slot in board.read()):
-            return
+        with contextlib.suppress(OSError):  # nobody can tell now: look again
+            if not any(process_lives(slot.pid, slot.start_ticks) for slot in board.read()):
+                return
         await asyncio.sleep(POLL_S)

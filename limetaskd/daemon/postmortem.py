@@ -10,7 +10,9 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ LINE_CHARACTERS = 400
 STACKS_CHARACTERS = 8000
 _TAIL_BYTES = 32 * 1024
 _SEARCHED_BYTES = 1024 * 1024
+_TASK_ID = re.compile(rb'"task_id": ("(?:[^"\\]|\\.)*")')
 # Of the event, which stays in memory for a while: the file has it all.
 EVENT_LINES = 5
 EVENT_STACKS_CHARACTERS = 2000
@@ -71,22 +74,25 @@ def last_lines(path: str) -> list[str]:
     return [redact_text(line)[:LINE_CHARACTERS] for line in lines[-LINES:]]
 
 
-def was_recorded(log_dir: str, task_id: str, since: float) -> bool:
-    """Whether the end of a task stands in the last part of a log of this host: its worker's, another's, the daemon's.
+def recorded(log_dir: str, since: Mapping[str, float]) -> set[str]:
+    """Of these tasks, those whose end stands in the last part of a log of this host: of any worker, or the daemon's.
 
-    `since`: unix s, of the run that is meant. Reads many files: call it in a thread.
+    `since`: task id -> unix s, of the run that is meant (a retry has the same id). Reads many files: in a thread.
     """
-    needle = json.dumps(task_id).encode()
+    wanted = {json.dumps(task_id).encode(): (task_id, timestamp(begun)) for task_id, begun in since.items()}
+    found = set()
     for path in (*Path(log_dir).glob("*.log"), *Path(log_dir).glob("*.log.1")):
         try:
             with path.open("rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _SEARCHED_BYTES))
-                lines = [line for line in file if needle in line and b'"task_outcome"' in line]
-            if any(_written(line) >= timestamp(since) for line in lines):
-                return True
+                for line in file:
+                    match = _TASK_ID.search(line) if b'"task_outcome"' in line else None
+                    task_id, begun = wanted.get(match[1], ("", "")) if match is not None else ("", "")
+                    if task_id and _written(line) >= begun:
+                        found.add(task_id)
         except OSError as error:
             log.debug("%s is not searched: %s", path, error)
-    return False
+    return found
 
 
 def _written(line: bytes) -> str:

@@ -169,6 +169,22 @@ class Unit:
         elif self.state == engine.BACKOFF:
             self._spawn()
 
+    def come_up(self) -> None:
+        """At the start of the daemon: what kept dying under the one before goes on waiting for its next try."""
+        now = time.monotonic()
+        policy = self._host.restart_policy()
+        deaths = policy.recent(self._deaths, now)
+        if not deaths:
+            self.start()
+            return
+        decision = policy.decide(deaths, deaths[-1], random.random())
+        delay = deaths[-1] + decision.delay_s - now
+        if delay <= 0:
+            self._spawn()
+            return
+        self.reason = f"died {len(deaths)} times under the daemon before this one"
+        self._try_later(delay, fatal=decision.fatal)
+
     def revive(self, launch: Callable[[int], Launch]) -> None:
         """It is wanted again while its last process finishes its tasks: that one leaves, a new one may come."""
         self.launch = launch
@@ -312,7 +328,6 @@ class Unit:
         self.restarts += 1
         delay = FATAL_RETRY_S if fatal else decision.delay_s
         is_fatal = fatal or decision.fatal
-        self._trial = is_fatal
         log.log(
             logging.ERROR if is_fatal else logging.WARNING,
             "%s died: %s; %s", self.name, reason,
@@ -324,9 +339,13 @@ class Unit:
             self.machine.change_state(engine.EXITED)
             self._spawn()
             return
-        self.machine.change_state(engine.FATAL if is_fatal else engine.BACKOFF)
-        self.retry_at = now + delay
-        self._timer = asyncio.get_running_loop().call_later(delay, self._retry)
+        self._try_later(delay, fatal=is_fatal)
+
+    def _try_later(self, delay_s: float, *, fatal: bool) -> None:
+        self._trial = fatal
+        self.machine.change_state(engine.FATAL if fatal else engine.BACKOFF)
+        self.retry_at = time.monotonic() + delay_s
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._retry)
 
     def _inherit(self, successor: Incarnation) -> None:
         """A rolling restart was under way: its successor takes over at once."""

@@ -23,6 +23,8 @@ SECRET = "Hunter2Secret"
         (f"amqp://u:{SECRET}@h//", "amqp://u:***@h//"),
         (f"redis://:{SECRET}@h:6379/0", "redis://:***@h:6379/0"),
         (f"amqp://u:{SECRET}@x@h", "amqp://u:***@h"),
+        (f"amqp://u@corp:{SECRET}@h", "amqp://u@corp:***@h"),
+        ("amqp://u@h:5672//", "amqp://u@h:5672//"),
         ("redis+socket:///run/x.sock?virtual_host=0", "redis+socket:///run/x.sock?virtual_host=0"),
         (f"rediss://h/0?password={SECRET}&ssl=1", "rediss://h/0?password=***&ssl=1"),
         (f"amqp://a:{SECRET}@h1;amqp://b:{SECRET}@h2", "amqp://a:***@h1;amqp://b:***@h2"),

@@ -16,7 +16,7 @@ from limetaskd.core.record import ProcessRecord
 from limetaskd.daemon.files import make_folders, remove_unfinished, write_atomically
 from limetaskd.daemon.launch import Paths
 from limetaskd.daemon.orphans import find_all
-from limetaskd.daemon.postmortem import was_recorded
+from limetaskd.daemon.postmortem import recorded
 from limetaskd.daemon.succession import Memory, UnitMemory
 
 RECORD = ProcessRecord("asap:0", "worker", 1, 42, 7, "f", None, "/log", 2, 600.0)
@@ -85,6 +85,12 @@ def test_records_of_another_boot_name_nobody(tmp_path: Path) -> None:
         orphan.ref.close()
 
 
+def test_who_does_not_know_where_he_is_takes_nobody_for_dead() -> None:
+    record = dataclasses.replace(RECORD, place="0123abcd-1")
+    assert [record.may_live(place) for place in (None, "0123abcd-1", "0123abcd-2")] == [True, True, False]
+    assert RECORD.may_live("0123abcd-1")
+
+
 def test_what_killed_writers_have_left_goes_once_it_is_old(tmp_path: Path) -> None:
     for name in (".memory.json.1.0.new", ".young.json.1.new", "memory.json"):
         (tmp_path / name).write_text("x")
@@ -100,5 +106,5 @@ def test_the_end_of_a_task_is_found_in_any_log_of_the_host(tmp_path: Path) -> No
     ended = '{"@timestamp": "2026-01-01T00:00:00.500Z", "task_id": "b", "task_outcome": "FAILURE"}\n'
     (tmp_path / "limetaskd.log.1").write_text("no record of b\n" + ended)
     began = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
-    assert [was_recorded(str(tmp_path), task_id, began) for task_id in "abc"] == [False, True, False]
-    assert not was_recorded(str(tmp_path), "b", began + 1)  # of an earlier run
+    assert recorded(str(tmp_path), dict.fromkeys("abc", began)) == {"b"}
+    assert recorded(str(tmp_path), {"b": began + 1}) == set()  # of an earlier run

@@ -18,6 +18,7 @@ from limetaskd.core.channel import Phase, State
 from limetaskd.daemon import engine, rolling
 from limetaskd.daemon.incarnation import Incarnation, Launch
 from limetaskd.daemon.spawner import Exit, ProcessRef
+from limetaskd.daemon.succession import UnitMemory
 from limetaskd.daemon.unit import Unit
 from limetaskd.errors import CommandError, NoAnswerError
 from limetaskd.policy.restart import RestartPolicy
@@ -269,5 +270,32 @@ def test_an_image_that_dies_over_a_fork_is_no_death_of_the_unit(host: Host, unit
         assert asked == [(1, True), (2, False)]
         assert unit.current is not None
         assert unit.restarts == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("ages", "state", "known"),
+    [
+        ((), engine.STARTING, 0),
+        ((300.0,), engine.STARTING, 0),
+        ((9.0, 5.0), engine.STARTING, 2),  # its pause of 1 s is over
+        ((20.0, 2.0, 0.5), engine.BACKOFF, 3),  # one of 2 s, less some jitter, is not
+        ((9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0), engine.FATAL, 7),
+    ],
+)
+def test_what_kept_dying_under_a_daemon_that_died_waits_on(
+    host: Host, unit: Unit, ages: tuple[float, ...], state: int, known: int
+) -> None:
+    async def run() -> None:
+        now = time.monotonic()
+        unit.recall(UnitMemory(0, tuple(now - age for age in ages), stopped=False), same_boot=True)
+        unit.come_up()
+        assert unit.state == state
+        assert len(unit.remember().deaths) == known
+        assert (unit.retry_at is None) == (state == engine.STARTING)
+        host.called_off.set()
+        unit.stop()
+        await asyncio.gather(*host.tasks)
 
     asyncio.run(run())
