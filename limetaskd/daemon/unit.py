@@ -76,6 +76,7 @@ class Unit:
         self._trial = False  # the next process is tried out of FATAL
         self._timer: asyncio.TimerHandle | None = None
         self._start_again = False
+        self._wanted = True  # nobody has stopped it
         self._birth: asyncio.Task[None] | None = None  # a process is being started
         self._changed = asyncio.Event()
         self.machine = host.groups.machine(name, log_path, self, self._announce)
@@ -148,17 +149,17 @@ class Unit:
 
     def remember(self) -> UnitMemory:
         """What the next daemon should know."""
-        # One that stops in order to start again was not stopped by anybody.
-        stopped = self.state in {engine.STOPPED, engine.STOPPING} and not self._start_again
-        return UnitMemory(self.restarts, tuple(self._deaths), stopped)
+        return UnitMemory(self.restarts, tuple(self._deaths), not self._wanted)
 
     def recall(self, memory: UnitMemory, *, same_boot: bool) -> None:
         """What the last daemon knew."""
         self.restarts = memory.restarts
+        self._wanted = not memory.stopped
         self._deaths = list(memory.deaths) if same_boot else []
 
     def start(self) -> None:
         """Bring it up if it is down; a unit that is being stopped starts when that is done."""
+        self._wanted = True
         if self.state == engine.STOPPING or (self.kind != "worker" and self.leaving):
             # Strictly one schedule, agent or broker at a time: the new one waits for the death of the old one.
             self._start_again = True
@@ -188,6 +189,7 @@ class Unit:
     def revive(self, launch: Callable[[int], Launch]) -> None:
         """It is wanted again while its last process finishes its tasks: that one leaves, a new one may come."""
         self.launch = launch
+        self._wanted = True
         self.leftover = self._start_again = False
         if self.state == engine.STOPPING and self.current is not None:
             self.leaving.append(self.current)
@@ -196,8 +198,7 @@ class Unit:
 
     def _spawn(self) -> None:
         if self._host.replacing:
-            self._start_again = True  # by the newer code: nobody has stopped it
-            return
+            return  # the newer code starts it
         self._cancel_timer()
         if self._host.stopping:
             self.machine.change_state(engine.STOPPED)
@@ -261,6 +262,8 @@ class Unit:
         self.generation = max(self.generation, incarnation.generation)
         self.current = incarnation
         self.machine.change_state(engine.STARTING)
+        if incarnation.report is not None:  # it was faster than we: its next word may be seconds away
+            self._follow_phase(incarnation.report)
 
     def let_go(self, incarnation: Incarnation) -> None:
         """It is ours no longer, and runs on."""
@@ -434,6 +437,7 @@ class Unit:
 
     def stop(self, *, now: bool = False) -> None:
         """Bring it down: gracefully, or at once. Ends a rolling restart and what is still leaving, too."""
+        self._wanted = False
         self._start_again = False
         if self.rolling is not None:
             self.rolling.cancel()

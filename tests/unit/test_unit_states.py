@@ -299,3 +299,24 @@ def test_what_kept_dying_under_a_daemon_that_died_waits_on(
         await asyncio.gather(*host.tasks)
 
     asyncio.run(run())
+
+
+def test_a_process_that_reported_before_it_was_taken_over_is_at_work(unit: Unit) -> None:
+    async def run() -> None:
+        found = process(3)
+        found.report = State(unit.name, 3, 3, Phase.CONSUMING)
+        unit.adopt(found)
+        assert unit.ready
+        assert (unit.state, unit.generation) == (engine.RUNNING, 3)
+
+    asyncio.run(run())
+
+
+def test_one_that_waits_for_others_at_the_start_was_stopped_by_nobody(unit: Unit) -> None:
+    """A schedule does, while another one ends: a daemon that dies in that moment must not leave it stopped."""
+    assert unit.remember().stopped is False
+    unit.recall(UnitMemory(0, (), stopped=True), same_boot=True)
+    assert unit.remember().stopped is True
+    unit.recall(UnitMemory(0, (), stopped=False), same_boot=True)
+    unit.stop()
+    assert unit.remember().stopped is True
