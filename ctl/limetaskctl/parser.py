@@ -57,7 +57,8 @@ def build(command: str | None) -> Parser:
     parser = Parser(
         prog=PROG,
         description="The operator's client of the limetaskd daemon.",
-        epilog="Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the daemon cannot be reached.",
+        epilog="Exit codes: 0 done, 1 refused or failed, 2 usage, 3 the daemon cannot be reached, 130 Ctrl-C, "
+        "141 the reader of a pipe has gone.",
         parents=[global_options()],
         allow_abbrev=False,
     )

@@ -349,7 +349,7 @@ class LogPump:
             "logger": logger,
             "message": message,
             "host": _HOST,
-            "pid": None,
+            "pid": os.getpid() if process == "limetaskd" else None,
             "process": process,
         }
         return document | {"truncated": True} if truncated else document
@@ -422,7 +422,14 @@ class LogPump:
         own = self._open_append(self._dir / DAEMON_LOG)
         os.close(self._own)
         self._own = own
-        sink = self._open_sink()
+        try:
+            sink = self._open_sink()
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"logging.destination {self._plan.destination} cannot be opened ({error.strerror}): they go on where "
+                "they went before; mend that, and send USR1 once more",
+            ) from error
         if self._sink != 2:
             os.close(self._sink)
         self._sink = sink

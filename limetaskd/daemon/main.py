@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from limetaskd.config.load import LoadedConfig, load
+from limetaskd.core.process import name_process
 from limetaskd.daemon import privileges
 from limetaskd.daemon.audit import Operator
 from limetaskd.daemon.control.server import ControlServer
@@ -130,6 +131,7 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
     # From here on a signal waits until there is somebody to handle it, also over an upgrade's exec.
     signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     _allow_descriptors()
+    name_process("limetaskd")  # an upgrade's exec would leave that of the interpreter
     replaced = LOCK_VARIABLE in os.environ  # we are the newer code of a daemon that runs already
     privileges.prepare_folders(plan)
     if plan.user is not None:
@@ -163,6 +165,10 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
             signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
             replace_process(plan, lock.descriptor)
         return code
+    except (LimetaskError, OSError) as error:
+        if plan.logging.destination != "stderr":  # there it is printed
+            log.error("limetaskd ends: %s", error, extra={"action": "failed"})
+        raise
     finally:
         logs.close()
         pidfile.unlink(missing_ok=True)

@@ -41,6 +41,7 @@ log = logging.getLogger("limetaskd.upgrade")
 
 # Task modules may need long for their imports, and each environment of pools imports them once.
 REHEARSAL_TIMEOUT_S = 180.0
+REHEARSAL_LOG = "rehearsal.log"
 KILLED_S = 5.0
 BIRTHS_S = 5.0
 BIRTH_POLL_S = 0.02
@@ -127,7 +128,7 @@ async def _save_memory(daemon: Daemon) -> None:
 
 async def _rehearse(daemon: Daemon) -> None:
     """Run the installed code over our configuration, our saved state and the task modules, in a process of its own."""
-    output = Path(daemon.paths.runtime_dir) / "rehearsal.log"
+    output = Path(daemon.paths.runtime_dir) / REHEARSAL_LOG
     await asyncio.to_thread(files.remove, str(output))
     command = [*command_line(daemon.plan), "--rehearse"]
     environment = launch_environment({HELD_VARIABLE: json.dumps(values_of(daemon.plan))})
@@ -212,7 +213,8 @@ def rehearse_processes(plan: Plan) -> bool:
             return False
         if done.returncode not in {0, EX_CONFIG}:  # it died before it could say why
             how = Exit(signal=-done.returncode) if done.returncode < 0 else Exit(status=done.returncode)
-            sys.stderr.write(f"{REASON}the processes cannot be imported: {how}\n")
+            where = f"{plan.runtime_dir}/{REHEARSAL_LOG}"
+            sys.stderr.write(f"{REASON}the processes cannot be imported: {how}; what they printed is in {where}\n")
         if done.returncode != 0:
             return False
     return True

@@ -1,9 +1,10 @@
-"""What every process under the daemon does first: read the settings and open its log."""
+"""What every process under the daemon does first: take its name, read the settings, open its log."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from limetaskd.core.process import name_process
 from limetaskd.core.settings import Settings
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.worker import logs
@@ -14,6 +15,7 @@ def begin(spec: ProcessSpec) -> Settings:
 
     Raises OSError or ValueError when the daemon's settings file cannot be read.
     """
+    name_process(spec.name)
     settings = Settings.from_json(Path(spec.settings).read_text(encoding="utf-8"))
     logs.set_up(
         spec.name,

@@ -29,6 +29,7 @@ from typing import Any
 
 from limetaskd.core.channel import MAX_BYTES, Command, Phase, Reply, State, decode, encode
 from limetaskd.core.peer import peer_pid
+from limetaskd.core.process import name_process
 from limetaskd.core.settings import Settings
 from limetaskd.core.spec import SPARE, SPEC_VARIABLE, ProcessSpec
 from limetaskd.errors import ChannelError
@@ -49,7 +50,6 @@ HEARING_TIMEOUT_S = 1.0
 # A spare is made when nothing was asked for so long: longer than a worker needs to its first task.
 QUIET_S = 0.25
 _PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
 # What a worker and a schedule import later, and would each import for themselves: one that another Celery has not is
 # no loss but of time.
 _PRELOAD = (
@@ -84,11 +84,6 @@ _PRELOAD = (
     "limetaskd.worker.main",
     "secrets",
 )
-
-
-def name_process(name: str) -> None:
-    """What `ps` and `top` show as the command's name; the arguments stay those of the image."""
-    ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
 def end_with_daemon() -> None:

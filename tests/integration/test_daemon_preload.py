@@ -191,6 +191,7 @@ def test_imports_that_a_fork_would_break_are_told_and_workers_start_by_exec(
 ) -> None:
     daemon = start({"crmtasks": SOURCE, "impolite": source})
     assert origins(daemon) == {"exec"}
+    assert name_of(daemon.worker("asap:0")["pid"]) == "asap:0"
     image = helpers(daemon)[IMAGE]
     assert image["state"] == "FATAL"
     assert reason in image["reason"]

@@ -178,6 +178,11 @@ def test_logs_go_to_a_file_as_text_and_usr1_reopens_it(
     wait_until(destination.exists)
     wait_until(lambda: "asap:0" in destination.read_text())
     assert "asap:0" in moved.read_text()
+    # A file that cannot be opened is named where the logs still go.
+    second = destination.rename(daemon.folder / "all.log.2")
+    destination.mkdir()
+    daemon.signal(signal.SIGUSR1)
+    wait_until(lambda: f"logging.destination {destination} cannot be opened" in second.read_text())
     assert daemon.stop() == 0
 
 

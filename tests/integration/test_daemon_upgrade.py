@@ -53,6 +53,7 @@ def test_an_upgrade_keeps_pid_workers_and_running_tasks(daemon: Daemon) -> None:
         upgraded = daemon.ctl("upgrade")
         assert upgraded["version"] == "9.9.1"
         assert upgraded["pid"] == daemon.pid
+        assert Path(f"/proc/{daemon.pid}/comm").read_text() == "limetaskd\n"
         assert {name: daemon.worker(name)["pid"] for name in pids} == pids
         assert daemon.worker("default:0")["active"] == 1
         gate.touch()
@@ -483,8 +484,9 @@ def test_a_start_that_fails_leaves_what_it_took_over_to_the_next_one(make_daemon
         edit(daemon, "daemon/main.py", good, broken)
         upgrade = in_background(daemon, "upgrade")
         assert daemon.wait_exit(60) == 1
-        upgrade.kill()  # it would wait for the newer code for a while
-        upgrade.communicate()
+        said, _ = upgrade.communicate(timeout=60)
+        assert upgrade.returncode == 1
+        assert "did not come up, and limetaskd" in said
         edit(daemon, "daemon/main.py", broken, good)
         daemon.start()
         daemon.wait_running()

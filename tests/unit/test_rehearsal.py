@@ -69,7 +69,9 @@ def lives(pid: int) -> bool:
     ],
 )
 def test_a_module_that_cannot_be_imported_is_named_in_one_line(rehearse: Rehearse, source: str, reason: str) -> None:
-    assert rehearse(source) == reason
+    said, _, where = str(rehearse(source)).partition("; what they printed is in ")
+    assert said == reason
+    assert where.endswith("/rehearsal.log") == ("the processes" in reason)
 
 
 def test_modules_are_imported_in_the_environment_of_the_pools(rehearse: Rehearse) -> None:

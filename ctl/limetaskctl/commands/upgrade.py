@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import ArgumentParser, Namespace
 from typing import Any
@@ -19,10 +20,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # of another user
+    return True
+
+
 def run(session: Session, args: Namespace) -> None:
     from limetaskctl.client import Client
 
-    session.call("upgrade", {}, waits=True)
+    pid = int(session.call("upgrade", {}, waits=True)["pid"])
+    seen = _lives(pid)  # it may belong to another pid namespace
     deadline = time.monotonic() + PATIENCE_S
     while True:
         # A connection of its own for each try: the old one ends with the old code.
@@ -31,6 +43,11 @@ def run(session: Session, args: Namespace) -> None:
             if status["daemon"]["state"] == "running":
                 break
         except CtlError as error:
+            if seen and not _lives(pid):
+                raise RefusedError(
+                    f"the newer code did not come up, and limetaskd (pid {pid}) has ended: its log says why. "
+                    "The workers run on, and the next limetaskd that starts takes them over"
+                ) from error
             if time.monotonic() > deadline:
                 raise RefusedError(f"the daemon was replaced but does not answer: {error}") from error
         if time.monotonic() > deadline:
