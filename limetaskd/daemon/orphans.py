@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("limetaskd.orphans")
 
+SERVER_PATIENCE_S = 2.0
+SERVER_POLL_S = 0.05
+
 
 @dataclass(frozen=True)
 class Orphan:
@@ -242,12 +245,26 @@ def started_at(start_ticks: int, recorded: float) -> float:
     return time.monotonic() - max(0.0, min(age_s, time.time() - recorded))
 
 
+def _connect(sock: socket.socket, path: str) -> None:
+    """Raises OSError. Tries again while the queue of those who want to be accepted is full."""
+    deadline = time.monotonic() + SERVER_PATIENCE_S
+    while True:
+        try:
+            sock.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
+        time.sleep(SERVER_POLL_S)
+
+
 def embedded_server(socket_path: str) -> ProcessRef | None:
     """The server that already serves `socket_path`, told by the kernel (SO_PEERCRED); None when nobody does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(2.0)
+        sock.settimeout(SERVER_PATIENCE_S)
         try:
-            sock.connect(socket_path)
+            _connect(sock, socket_path)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from datetime import UTC, datetime
@@ -11,11 +10,8 @@ from typing import Any
 
 import pytest
 
-from limetaskd.core.process import process_start_ticks, this_place
 from limetaskd.core.record import ProcessRecord
-from limetaskd.daemon.files import make_folders, remove_unfinished, write_atomically
-from limetaskd.daemon.launch import Paths
-from limetaskd.daemon.orphans import find_all
+from limetaskd.daemon.files import remove_unfinished, write_atomically
 from limetaskd.daemon.postmortem import recorded
 from limetaskd.daemon.succession import Memory, UnitMemory
 
@@ -67,28 +63,6 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(OSError):  # a file cannot replace a folder
         write_atomically(str(target), "text")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
-def test_records_of_another_boot_name_nobody(tmp_path: Path) -> None:
-    paths = Paths(str(tmp_path), str(tmp_path))
-    make_folders(paths.processes, paths.boards)
-    pid = os.getpid()
-    ours = dataclasses.replace(RECORD, pid=pid, start_ticks=process_start_ticks(pid) or 0)
-    places = {"old": None, "here": this_place(), "before": "0123abcd-1"}
-    for name, place in places.items():
-        Path(paths.record(name, 1)).write_text(dataclasses.replace(ours, name=name, place=place).to_json())
-    found, remains = find_all(paths)
-    assert {orphan.record.name for orphan in found} == {"old", "here"}
-    assert remains == []
-    assert not Path(paths.record("before", 1)).exists()
-    for orphan in found:
-        orphan.ref.close()
-
-
-def test_who_does_not_know_where_he_is_takes_nobody_for_dead() -> None:
-    record = dataclasses.replace(RECORD, place="0123abcd-1")
-    assert [record.may_live(place) for place in (None, "0123abcd-1", "0123abcd-2")] == [True, True, False]
-    assert RECORD.may_live("0123abcd-1")
 
 
 def test_what_killed_writers_have_left_goes_once_it_is_old(tmp_path: Path) -> None:
