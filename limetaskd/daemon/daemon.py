@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -247,11 +248,24 @@ class Daemon:
         text = self.steering.settings().to_json()
         await asyncio.to_thread(files.write_atomically, self.paths.settings, text, 0o600)
 
+    def _folders(self) -> str:
+        folders = {"runtime_dir": self.paths.runtime_dir, "state_dir": self.paths.state_dir}
+        return json.dumps({**folders, "config_file": self.plan.config_file})
+
+    def _forget_folders(self) -> None:
+        for path in self.paths.folders:
+            with contextlib.suppress(OSError, ValueError):  # somebody else's: left alone
+                if files.read(path) == self._folders():
+                    files.remove(path)
+
     async def write_folders(self) -> None:
         """Where our processes are, for a next daemon whose file names other folders."""
-        text = json.dumps({"runtime_dir": self.paths.runtime_dir, "state_dir": self.paths.state_dir})
+        text = self._folders()
         for path in self.paths.folders:
-            await asyncio.to_thread(files.write_atomically, path, text)
+            try:
+                await asyncio.to_thread(files.write_atomically, path, text)
+            except OSError as error:  # a full disk must not keep the daemon from the workers
+                log.warning("%s cannot be written: %s", path, error)
 
     async def write_accepted(self) -> None:
         """What senders follow: the accepted routing (public)."""
@@ -447,7 +461,8 @@ class Daemon:
         hurry.cancel()
         if complete:  # after a start that failed half-way, they are still the next one's, and of those that run on
             await self.keeper.forget_memory()
-            for path in (self.paths.accepted, self.paths.settings, *self.paths.folders):
+            await asyncio.to_thread(self._forget_folders)
+            for path in (self.paths.accepted, self.paths.settings):
                 await asyncio.to_thread(files.remove, path)
 
     async def _hurry(self) -> None:
@@ -460,11 +475,12 @@ class Daemon:
             await self._xmlrpc.close()
         if self._tick_task is not None:
             self._tick_task.cancel()
-        await self.channel.close()
+        # Before the channel: what waits for the agent must not take its hanging up for an answer.
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=CLOSE_S)  # what an action still has to say is recorded
+        await self.channel.close()
         await asyncio.to_thread(self.audit.close)
 
     # In words.

@@ -72,6 +72,7 @@ class Incarnation:
     reported: asyncio.Event = field(default_factory=asyncio.Event)
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
     ending: asyncio.Task[Exit] | None = None
+    telling: set[asyncio.Task[None]] = field(default_factory=set)  # ends of its tasks that are being stored
     hung_for: str | None = None  # why we kill it as hung
     ended_for: str | None = None  # why we kill it, when that is no fault of the worker (a limit, an operator)
     # What it was told in place, see steering.py and slots.py.

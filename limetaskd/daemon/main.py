@@ -37,7 +37,7 @@ from limetaskd.daemon.upgrade import (
     replace_process,
     upgrade_on_request,
 )
-from limetaskd.errors import ConfigError, LimetaskError
+from limetaskd.errors import AlreadyRunningError, ConfigError, LimetaskError
 from limetaskd.plan.build import build
 from limetaskd.plan.held import HELD_VARIABLE, build_held, detach, values_of
 from limetaskd.plan.model import Plan
@@ -139,6 +139,12 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
     if not replaced:
         folders = folders_left(paths_of(plan))
         if folders is not None:
+            if folders["config_file"] != str(plan.config_file):
+                raise AlreadyRunningError(
+                    f"processes of another limetaskd ({folders['config_file']}) run in {folders['runtime_dir']} and "
+                    f"{folders['state_dir']}: give this one a limetaskd.runtime_dir and a limetaskd.state_dir of its "
+                    "own"
+                )
             known = values_of(plan)
             plan = make_plan(loaded, plan.embedded, {**folders, "host": known["host"], "detached": plan.detached})
             privileges.prepare_folders(plan)
@@ -156,10 +162,8 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
     try:
         if plan.detached:
             pidfile.write_text(f"{os.getpid()}\n")
-        if up is not None:
-            up()
         _log_to(logs, plan)
-        code = asyncio.run(serve(plan, logs, replaced=replaced))
+        code = asyncio.run(serve(plan, logs, replaced=replaced, up=up))
         if code == EXIT_REPLACE:
             logs.close()
             signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
@@ -229,8 +233,13 @@ def _log_to(logs: LogPump, plan: Plan) -> None:
         logging.getLogger(noisy).setLevel(max(logging.INFO, logging.getLevelName(plan.logging.level)))
 
 
-async def serve(plan: Plan, logs: LogPump, *, replaced: bool = False) -> int:
-    """The daemon's life: start, serve, stop. `replaced`: after an upgrade, by the code that is installed now."""
+async def serve(
+    plan: Plan, logs: LogPump, *, replaced: bool = False, up: Callable[[], None] | None = None
+) -> int:
+    """The daemon's life: start, serve, stop. `replaced`: after an upgrade, by the code that is installed now.
+
+    `up` is called when the start has succeeded.
+    """
     log.info(
         "limetaskd %s starts (pid %d), configuration %s", __version__, os.getpid(), plan.settings.config_path,
         extra={"action": "starts"},
@@ -252,6 +261,8 @@ async def serve(plan: Plan, logs: LogPump, *, replaced: bool = False) -> int:
         daemon.background(reload_on_request(daemon))
         daemon.background(upgrade_on_request(daemon))
         served = True
+        if up is not None:
+            up()
         await daemon.stop_requested.wait()
         replace = daemon.replacing  # decided once: a stop that has begun is never turned into a replacement
         if not replace:

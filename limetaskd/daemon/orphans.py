@@ -59,18 +59,28 @@ class Remains:
 def folders_left(paths: Paths) -> dict[str, str] | None:
     """The folders in which processes of a daemon that died run on; None: in no other ones than `paths` says.
 
-    Somebody has changed the file meanwhile: a daemon in other folders would start everything once more.
+    Somebody has changed the file meanwhile: a daemon in other folders would start everything once more. With the
+    configuration file of that daemon, as "config_file".
     """
-    for place in paths.folders:
-        try:
-            document = loads(files.read(place) or "null")
-            left = paths if document is None else Paths(str(document["runtime_dir"]), str(document["state_dir"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s: %s; processes that a dead daemon left in other folders are not looked for", place, error)
-            continue
-        if left != paths and _any_lives(left):
-            return {"runtime_dir": left.runtime_dir, "state_dir": left.state_dir}
-    return None
+    of_runtime, of_state = paths.folders
+    if _any_lives(paths):
+        # Our processes; whoever else has written into our state_dir does not matter.
+        left = _folders_in(of_runtime)
+        return left if left is not None and left["state_dir"] != paths.state_dir else None
+    left = _folders_in(of_state)
+    elsewhere = left is not None and _any_lives(Paths(left["runtime_dir"], left["state_dir"]))
+    return left if elsewhere else None
+
+
+def _folders_in(place: str) -> dict[str, str] | None:
+    try:
+        document = loads(files.read(place) or "null")
+        return None if document is None else {
+            key: str(document[key]) for key in ("runtime_dir", "state_dir", "config_file")
+        }  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s: %s; processes that a dead daemon left in other folders are not looked for", place, error)
+        return None
 
 
 def _any_lives(paths: Paths) -> bool:

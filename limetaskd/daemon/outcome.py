@@ -40,6 +40,9 @@ DEATH_S = 5.0
 POLL_S = 0.05
 AGENT_S = 15.0
 RETRY_S = 2.0
+RETRY_SOON_S = 0.2
+# A worker that has been stopped, or an operator, waits so long for a result store; it is told all the same.
+STORE_PATIENCE_S = 10.0
 RETRY_FOR_S = 600.0
 
 
@@ -79,8 +82,7 @@ async def end_task(
         return False  # it had just ended, with its record
     await _wait_for_worker(incarnation, slot)
     if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
-        await finish(daemon, unit.name, slot, reason, text, ended)
-        _finished(incarnation, slot)
+        await _tell(daemon, unit, incarnation, slot, reason, text, ended)
     return True
 
 
@@ -142,23 +144,36 @@ async def _end_with_worker(
         return False
     incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
     if incarnation.board is not None and incarnation.board.settle(slot, BY_DAEMON):
-        await finish(daemon, unit.name, slot, reason, text, time.monotonic())
-        _finished(incarnation, slot)
+        await _tell(daemon, unit, incarnation, slot, reason, text, time.monotonic())
     await incarnation.kill()
     return True
 
 
-def _finished(incarnation: Incarnation, slot: Slot) -> None:
-    """A slot may go on naming the task for as long as its worker lives: the next daemon need not deal with it."""
-    if incarnation.board is not None:
-        incarnation.board.settle(slot, BY_DAEMON_DONE)
+async def _tell(
+    daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str, ended: float | None
+) -> None:
+    """`finish`, then the mark that it is done. It goes on by itself when that takes longer than `STORE_PATIENCE_S`.
+
+    The mark is for the next daemon: a slot may go on naming the task for as long as its worker lives.
+    """
+
+    async def tell() -> None:
+        await finish(daemon, unit.name, slot, reason, text, ended)
+        if incarnation.board is not None:
+            incarnation.board.settle(slot, BY_DAEMON_DONE)
+
+    telling = daemon.background(tell())
+    incarnation.telling.add(telling)
+    telling.add_done_callback(incarnation.telling.discard)
+    await asyncio.wait([telling], timeout=STORE_PATIENCE_S)
 
 
 async def resume(daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str) -> None:
     """A daemon that died had killed what ran this task, or was about to, and had begun to say so."""
     if not await _recorded(daemon, [slot]):
-        await finish(daemon, unit.name, slot, reason, text, None)
-    _finished(incarnation, slot)
+        await _tell(daemon, unit, incarnation, slot, reason, text, None)
+    elif incarnation.board is not None:
+        incarnation.board.settle(slot, BY_DAEMON_DONE)
     if slot.pid == incarnation.pid:
         incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
         await incarnation.kill()
@@ -167,17 +182,14 @@ async def resume(daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slo
 async def finish(
     daemon: Daemon, name: str, slot: Slot, reason: str, text: str, ended: float | None
 ) -> None:
-    """Tombstone, FAILURE and the record of a task that nobody else can finish. `ended`: monotonic s; None: unknown."""
+    """Tombstone, FAILURE and the record of a task that nobody else can finish. `ended`: monotonic s; None: unknown.
+
+    Waits for the agent and the result store: until the record is written, the next daemon knows that there is work.
+    """
     running = slot.running
     assert running is not None
     params = {"id": running.id, "reason": reason, "text": f"{running.name}: {text}"}
-    outcome = "FAILURE"
-    try:
-        outcome = (await ask_agent(daemon, "end_task", params)).get("state", outcome)
-    except CommandError as error:
-        log.error("%s: the end of task %s is not stored yet: %s", name, running.id, error)
-        daemon.background(_store_later(daemon, params))
-    record(daemon, slot, outcome, reason, ended)
+    record(daemon, slot, await _store(daemon, name, params), reason, ended)
 
 
 def record(daemon: Daemon, slot: Slot, outcome: str, reason: str | None, ended: float | None) -> None:
@@ -209,17 +221,22 @@ async def ask_agent(daemon: Daemon, command: str, params: dict[str, Any]) -> dic
     return await agent.connection.call(command, params, AGENT_S)
 
 
-async def _store_later(daemon: Daemon, params: dict[str, Any]) -> None:
-    deadline = time.monotonic() + RETRY_FOR_S
-    while time.monotonic() < deadline:
-        await asyncio.sleep(RETRY_S)
+async def _store(daemon: Daemon, name: str, params: dict[str, Any]) -> str:
+    """The state that the result store says then. Tries for `RETRY_FOR_S`, at first often: the agent may just start."""
+    begun = time.monotonic()
+    said = False
+    while True:
         try:
-            await ask_agent(daemon, "end_task", params)
+            return str((await ask_agent(daemon, "end_task", params)).get("state", "FAILURE"))
         except CommandError as error:
-            log.debug("the end of task %s is still not stored: %s", params["id"], error)
-        else:
-            return
-    log.error("the end of task %s could not be stored: whoever waits for its result waits on", params["id"])
+            waited = time.monotonic() - begun
+            if waited > RETRY_FOR_S:
+                log.error("the end of task %s could not be stored: whoever waits for its result waits on", params["id"])
+                return "FAILURE"
+            if waited > RETRY_S and not said:
+                said = True
+                log.error("%s: the end of task %s is not stored yet: %s", name, params["id"], error)
+        await asyncio.sleep(RETRY_SOON_S if waited < STORE_PATIENCE_S else RETRY_S)
 
 
 @dataclass(frozen=True)
@@ -248,14 +265,16 @@ async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str
         own = by_itself and (incarnation.hung_for is None or slot.pid == incarnation.pid)
         if is_open(slot, sentence) and board.settle(slot, BY_DAEMON):
             cases.append(Case(slot, sentence.reason if sentence is not None else None, own))
-    deaths = await _conclude(daemon, unit.name, cases, how, time.monotonic())
     if by_itself and incarnation.hung_for is None:
         said = incarnation.report.reason if incarnation.report is not None else None
         why = f"{how}: {said}" if said else how
         tasks = [postmortem.task_of(case.slot.running) for case in cases if case.slot.running is not None]
-        await postmortem.report(daemon, unit.name, "crash", why, incarnation.pid, tasks=tasks, exit_text=how)
-    if deaths:
-        await _count(daemon, deaths)
+        daemon.background(
+            postmortem.report(daemon, unit.name, "crash", why, incarnation.pid, tasks=tasks, exit_text=how)
+        )
+    await _conclude(daemon, unit.name, cases, how, time.monotonic())
+    while incarnation.telling:
+        await asyncio.wait(incarnation.telling)
 
 
 async def account_absent(daemon: Daemon, dead: list[Remains]) -> None:
@@ -278,9 +297,7 @@ async def _account_absent(daemon: Daemon, remains: Remains, known: set[str]) -> 
         for slot, sentence in remains.slots
         if is_open(slot, sentence, daemon_died=True) and slot.running and slot.running.id not in known
     ]
-    deaths = await _conclude(daemon, remains.name, cases, "while no daemon ran", None)
-    if deaths:
-        await _count(daemon, deaths)
+    await _conclude(daemon, remains.name, cases, "while no daemon ran", None)
     await asyncio.to_thread(remains.remove)
 
 
@@ -292,21 +309,25 @@ def is_open(slot: Slot, sentence: Sentence | None, *, daemon_died: bool = False)
 
 async def _conclude(
     daemon: Daemon, name: str, cases: list[Case], how: str, ended: float | None
-) -> dict[str, tuple[Slot, dict[str, Any] | None]]:
-    """Finish what will not run again; of the others, by task id, the slot and the death to count (None: no fault)."""
+) -> None:
+    """Finish what will not run again; of the others, count the deaths that are their fault."""
+    finishing = []
     deaths: dict[str, tuple[Slot, dict[str, Any] | None]] = {}
     for case in cases:
         running = case.slot.running
         assert running is not None
         if case.reason is not None or running.early_ack:
-            await finish(daemon, name, case.slot, case.reason or WORKER_LOST, f"its worker died ({how})", ended)
+            reason = case.reason or WORKER_LOST
+            finishing.append(finish(daemon, name, case.slot, reason, f"its worker died ({how})", ended))
             continue
         daemon.events.emit(
             "task_redelivered", process=name, task_id=running.id, task_name=running.name, reason=how
         )
         death = {"at": timestamp(time.time()), "host": socket.gethostname(), "worker": name, "by": how}
-        deaths[running.id] = (case.slot, death if case.own else None)
-    return deaths
+        deaths[running.id] = (case.slot, death if case.own else None)  # None: no fault
+    await asyncio.gather(*finishing)
+    if deaths:
+        await _count(daemon, deaths)
 
 
 async def _count(daemon: Daemon, deaths: dict[str, tuple[Slot, dict[str, Any] | None]]) -> None:

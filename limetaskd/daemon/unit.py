@@ -180,11 +180,12 @@ class Unit:
             return
         decision = policy.decide(deaths, deaths[-1], random.random())
         delay = deaths[-1] + decision.delay_s - now
-        if delay <= 0:
+        if delay <= 0 or decision.fatal:
+            self._trial = decision.fatal  # one try: the code may be newer
             self._spawn()
             return
         self.reason = f"died {len(deaths)} times under the daemon before this one"
-        self._try_later(delay, fatal=decision.fatal)
+        self._try_later(delay, fatal=False)
 
     def revive(self, launch: Callable[[int], Launch]) -> None:
         """It is wanted again while its last process finishes its tasks: that one leaves, a new one may come."""

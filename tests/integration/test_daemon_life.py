@@ -147,7 +147,9 @@ def test_a_second_daemon_in_one_folder_is_refused(daemon: Daemon, tmp_path: Path
         env=daemon.environment, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert second.returncode == 1
-    assert f"another limetaskd (pid {daemon.pid}) runs on {daemon.runtime_dir}" in second.stderr
+    holder = f"another limetaskd (pid {daemon.pid}) runs on" if other == "same" else str(daemon.config_path)
+    assert holder in second.stderr
+    assert str(daemon.runtime_dir) in second.stderr
     assert len(second.stderr.splitlines()) == 1
     assert daemon.status() is not None
 
@@ -186,13 +188,16 @@ def test_detached_with_a_pid_file(amqp_url: str, redis_url: str, make_daemon: Ma
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
     assert not pidfile.exists()
 
-    # One that cannot begin says so by its exit code.
-    (daemon.state_dir / "log" / "limetaskd.log").unlink()
-    (daemon.state_dir / "log" / "limetaskd.log").mkdir()
-    daemon.start()
-    assert daemon.wait_exit(30) == 1
-    assert not pidfile.exists()
-    assert daemon.stderr_path.read_text().splitlines()[-1].startswith("limetaskd: Is a directory: ")
+    # One that cannot begin says so, and by its exit code; whether early or late.
+    for blocked, said in (("run/control.sock", "Is a directory"), ("state/log/limetaskd.log", "Is a directory: ")):
+        path = daemon.folder / blocked
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        daemon.start()
+        assert daemon.wait_exit(30) == 1
+        assert not pidfile.exists()
+        assert daemon.stderr_path.read_text().splitlines()[-1].startswith(f"limetaskd: {said}")
+        path.rmdir()
 
 
 @pytest.mark.parametrize(

@@ -444,6 +444,18 @@ def test_folders_that_changed_before_the_daemon_died_are_for_the_start_after_a_s
     assert not list(tmp_path.rglob("folders.json"))
 
 
+def test_a_state_dir_that_takes_no_more_keeps_no_daemon_from_its_workers(daemon: Daemon) -> None:
+    pid = daemon.worker("asap:0")["pid"]
+    (daemon.state_dir / "folders.json").unlink()
+    (daemon.state_dir / "folders.json").mkdir()  # a write fails there
+    daemon.ctl("upgrade")
+    daemon.kill()
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+    assert daemon.worker("asap:0")["pid"] == pid
+    assert daemon.stop() == 0
+
+
 def test_logs_that_cannot_be_opened_refuse_an_upgrade(daemon: Daemon, tmp_path: Path) -> None:
     changed = yaml.safe_load(daemon.config_path.read_text())
     changed["limetaskd"]["logging"] = {"destination": str(tmp_path)}

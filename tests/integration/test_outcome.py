@@ -209,6 +209,56 @@ def test_a_task_that_a_daemon_was_ending_when_it_died_fails_once(redis_url: str,
     assert len(daemon.records(task)) == 1
 
 
+@pytest.mark.parametrize("how", ["upgrade", "kill"])
+def test_a_task_whose_end_cannot_be_told_yet_does_not_run_again(
+    redis_url: str, make_daemon: MakeDaemon, how: str
+) -> None:
+    """The newer daemon has an agent that is not up yet."""
+    pools = {"all": {"time_limit": "1s", "pool": "threads"}}
+    daemon = start(make_daemon, redis_url, redis_url, pools=pools, concurrency=1)
+    agent = agent_pid(daemon)
+    with Sender(daemon) as sender:
+        os.kill(agent, signal.SIGSTOP)
+        task = sender.send("bad.gil", str(daemon.folder))
+        noted(daemon, "gil")
+        wait_settled(*running_slot(daemon))
+        if how == "upgrade":
+            daemon.signal(signal.SIGUSR2)
+            wait_until(lambda: len(events(daemon, "starts")) == 2, 60)
+        else:
+            daemon.kill()
+            os.kill(agent, signal.SIGKILL)
+            daemon.start()
+        failed_once(daemon, sender, task, "time_limit")
+        assert isinstance(sender.result(sender.send("bad.pid")), int)
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "gil")) == 1
+    assert len(daemon.records(task)) == 1
+
+
+@pytest.mark.parametrize("how", ["upgrade", "stop"])
+def test_an_end_that_cannot_be_stored_is_stored_by_the_next_daemon(
+    redis_url: str, make_daemon: MakeDaemon, how: str
+) -> None:
+    daemon = start(make_daemon, redis_url, redis_url, delivery="at-most-once", concurrency=1)
+    agent = agent_pid(daemon)
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder))
+        noted(daemon, "until")
+        os.kill(agent, signal.SIGSTOP)
+        os.kill(daemon.worker("all:0")["pid"], signal.SIGKILL)
+        wait_until(lambda: any("is not stored yet" in record["message"] for record in daemon.logs()), 60)
+        if how == "upgrade":
+            daemon.signal(signal.SIGUSR2)
+            wait_until(lambda: len(events(daemon, "starts")) == 2, 60)
+        else:
+            assert daemon.stop(60) == 0
+            daemon.start()
+        failed_once(daemon, sender, task, "worker_lost")
+    assert daemon.stop() == 0
+    assert len(daemon.records(task)) == 1
+
+
 def test_what_a_daemon_has_ended_is_no_matter_for_the_next_one(redis_url: str, make_daemon: MakeDaemon) -> None:
     """The slot of a child that is dead goes on naming its task, for longer than logs are kept."""
     daemon = start(make_daemon, redis_url, redis_url, pools={"all": {"time_limit": "1s"}}, concurrency=2)

@@ -57,11 +57,16 @@ def test_other_folders_are_those_in_which_somebody_lives(tmp_path: Path, changed
     make_folders(old.runtime_dir, old.state_dir)
     assert folders_left(new) is None
     for path in old.folders:
-        Path(path).write_text(json.dumps(dataclasses.asdict(old)))
+        Path(path).write_text(json.dumps({**dataclasses.asdict(old), "config_file": "/c.yaml"}))
     assert folders_left(new) is None  # nobody is there
     record = write_record(old, OURS)
     assert folders_left(old) is None
-    assert folders_left(new) == dataclasses.asdict(old)
+    assert folders_left(new) == {**dataclasses.asdict(old), "config_file": "/c.yaml"}
+    if changed == "runtime_dir":
+        # Own processes are in the own folders, whoever else has written into one of them.
+        own = write_record(new, OURS)
+        assert folders_left(new) is None
+        own.unlink()
     write_record(old, dataclasses.replace(OURS, start_ticks=OURS.start_ticks + 1))
     assert folders_left(new) is None
     record.write_text("damaged")

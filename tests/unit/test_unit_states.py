@@ -281,7 +281,7 @@ def test_an_image_that_dies_over_a_fork_is_no_death_of_the_unit(host: Host, unit
         ((300.0,), engine.STARTING, 0),
         ((9.0, 5.0), engine.STARTING, 2),  # its pause of 1 s is over
         ((20.0, 2.0, 0.5), engine.BACKOFF, 3),  # one of 2 s, less some jitter, is not
-        ((9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0), engine.FATAL, 7),
+        ((9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0), engine.STARTING, 7),  # FATAL: one try, the code may be newer
     ],
 )
 def test_what_kept_dying_under_a_daemon_that_died_waits_on(
