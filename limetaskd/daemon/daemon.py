@@ -240,6 +240,7 @@ class Daemon:
         )  # fmt: skip
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes, self.paths.logs)
         self.channel.start()
+        await self.write_folders()
         await self.write_settings()
         await self.write_accepted()
 

@@ -189,6 +189,7 @@ def detach_process() -> Callable[[], None]:
     ended, waiting = os.pipe()
     if os.fork() != 0:
         os.close(waiting)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)  # nobody has to wait for what hangs
         os._exit(EXIT_OK if os.read(ended, 1) else EXIT_FAILED)
     os.close(ended)
     # It closes all other descriptors. The folder stays: task modules are found there, detached or not.

@@ -79,7 +79,9 @@ def recorded(log_dir: str, since: Mapping[str, float]) -> set[str]:
 
     `since`: task id -> unix s, of the run that is meant (a retry has the same id). Reads many files: in a thread.
     """
-    wanted = {json.dumps(task_id).encode(): (task_id, timestamp(begun)) for task_id, begun in since.items()}
+    wanted = {}
+    for task_id, begun in since.items():
+        wanted[json.dumps(task_id, ensure_ascii=False).encode()] = (task_id, timestamp(begun))
     found = set()
     for path in (*Path(log_dir).glob("*.log"), *Path(log_dir).glob("*.log.1")):
         try:
@@ -87,8 +89,8 @@ def recorded(log_dir: str, since: Mapping[str, float]) -> set[str]:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _SEARCHED_BYTES))
                 for line in file:
                     match = _TASK_ID.search(line) if b'"task_outcome"' in line else None
-                    task_id, begun = wanted.get(match[1], ("", "")) if match is not None else ("", "")
-                    if task_id and _written(line) >= begun:
+                    task_id, moment = wanted.get(match[1], ("", "")) if match is not None else ("", "")
+                    if task_id and _written(line) >= moment:
                         found.add(task_id)
         except OSError as error:
             log.debug("%s is not searched: %s", path, error)

@@ -175,7 +175,7 @@ class Unit:
         now = time.monotonic()
         policy = self._host.restart_policy()
         deaths = policy.recent(self._deaths, now)
-        if not deaths:
+        if not deaths or (self.kind != "worker" and self.leaving):
             self.start()
             return
         decision = policy.decide(deaths, deaths[-1], random.random())

@@ -82,3 +82,5 @@ def test_the_end_of_a_task_is_found_in_any_log_of_the_host(tmp_path: Path) -> No
     began = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
     assert recorded(str(tmp_path), dict.fromkeys("abc", began)) == {"b"}
     assert recorded(str(tmp_path), {"b": began + 1}) == set()  # of an earlier run
+    (tmp_path / "asap:0.log").write_text(ended.replace('"b"', '"gr\u00fcn"'), encoding="utf-8")
+    assert recorded(str(tmp_path), {"gr\u00fcn": began}) == {"gr\u00fcn"}

@@ -320,3 +320,19 @@ def test_one_that_waits_for_others_at_the_start_was_stopped_by_nobody(unit: Unit
     unit.recall(UnitMemory(0, (), stopped=False), same_boot=True)
     unit.stop()
     assert unit.remember().stopped is True
+
+
+def test_an_agent_that_kept_dying_does_not_come_up_beside_the_one_that_leaves(host: Host, unit: Unit) -> None:
+    async def run() -> None:
+        unit.kind = "agent"
+        old, new = process(1), process(2)
+        host.births = [new]
+        unit.recall(UnitMemory(1, (time.monotonic() - 9,), stopped=False), same_boot=True)
+        unit.leaving.append(old)
+        unit.come_up()
+        assert host.births == [new]
+        die(old, unit)
+        await unit.changed(5)
+        assert unit.current is new
+
+    asyncio.run(run())
