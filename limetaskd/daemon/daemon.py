@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import json
 import logging
 import signal
 import threading
@@ -160,7 +158,7 @@ class Daemon:
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes)
         await asyncio.to_thread(files.remove_unfinished, *self.paths.written)
         await self.keeper.load_scales()
-        await self.write_folders()
+        await self.keeper.save_folders()
         memory = await self.keeper.load_memory()
         await self.steering.load()
         await self.write_settings()
@@ -240,7 +238,7 @@ class Daemon:
         )  # fmt: skip
         await asyncio.to_thread(files.make_folders, self.paths.boards, self.paths.processes, self.paths.logs)
         self.channel.start()
-        await self.write_folders()
+        await self.keeper.save_folders()
         await self.write_settings()
         await self.write_accepted()
 
@@ -248,25 +246,6 @@ class Daemon:
         """What workers read when they start: the settings (secret)."""
         text = self.steering.settings().to_json()
         await asyncio.to_thread(files.write_atomically, self.paths.settings, text, 0o600)
-
-    def _folders(self) -> str:
-        folders = {"runtime_dir": self.paths.runtime_dir, "state_dir": self.paths.state_dir}
-        return json.dumps({**folders, "config_file": self.plan.config_file})
-
-    def _forget_folders(self) -> None:
-        for path in self.paths.folders:
-            with contextlib.suppress(OSError, ValueError):  # somebody else's: left alone
-                if files.read(path) == self._folders():
-                    files.remove(path)
-
-    async def write_folders(self) -> None:
-        """Where our processes are, for a next daemon whose file names other folders."""
-        text = self._folders()
-        for path in self.paths.folders:
-            try:
-                await asyncio.to_thread(files.write_atomically, path, text)
-            except OSError as error:  # a full disk must not keep the daemon from the workers
-                log.warning("%s cannot be written: %s", path, error)
 
     async def write_accepted(self) -> None:
         """What senders follow: the accepted routing (public)."""
@@ -461,8 +440,7 @@ class Daemon:
             await self.accounted()
         hurry.cancel()
         if complete:  # after a start that failed half-way, they are still the next one's, and of those that run on
-            await self.keeper.forget_memory()
-            await asyncio.to_thread(self._forget_folders)
+            await self.keeper.forget()
             for path in (self.paths.accepted, self.paths.settings):
                 await asyncio.to_thread(files.remove, path)
 

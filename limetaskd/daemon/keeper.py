@@ -1,4 +1,4 @@
-"""What the daemon keeps on disk for its successors: scales that operators asked to keep, and its memory.
+"""What the daemon keeps on disk for its successors: scales that operators asked to keep, its memory, its folders.
 
 Damaged files are set aside with a record; nothing is read twice, nothing is lost.
 """
@@ -6,6 +6,8 @@ Damaged files are set aside with a record; nothing is read twice, nothing is los
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -81,10 +83,30 @@ class Keeper:
             if not self._daemon.stopping:
                 await self._save_memory()
 
-    async def forget_memory(self) -> None:
+    async def forget(self) -> None:
         """After a clean stop the next start begins afresh."""
         async with self._writing:
             await asyncio.to_thread(files.remove, self._daemon.paths.memory)
+        await asyncio.to_thread(self._forget_folders)
+
+    async def save_folders(self) -> None:
+        """Where our processes are, for a next daemon whose file names other folders."""
+        for path in self._daemon.paths.folders:
+            try:
+                await asyncio.to_thread(files.write_atomically, path, self._folders())
+            except OSError as error:  # a full disk must not keep the daemon from the workers
+                log.warning("%s cannot be written: %s", path, error)
+
+    def _folders(self) -> str:
+        paths = self._daemon.paths
+        folders = {"runtime_dir": paths.runtime_dir, "state_dir": paths.state_dir}
+        return json.dumps({**folders, "config_file": self._daemon.plan.config_file})
+
+    def _forget_folders(self) -> None:
+        for path in self._daemon.paths.folders:
+            with contextlib.suppress(OSError, ValueError):  # somebody else's: left alone
+                if files.read(path) == self._folders():
+                    files.remove(path)
 
     async def _save_memory(self) -> None:
         units = {name: unit.remember() for name, unit in self._daemon.units.items() if not unit.leftover}

@@ -137,17 +137,7 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
     if plan.user is not None:
         privileges.drop(plan.user)
     if not replaced:
-        folders = folders_left(paths_of(plan))
-        if folders is not None:
-            if folders["config_file"] != str(plan.config_file):
-                raise AlreadyRunningError(
-                    f"processes of another limetaskd ({folders['config_file']}) run in {folders['runtime_dir']} and "
-                    f"{folders['state_dir']}: give this one a limetaskd.runtime_dir and a limetaskd.state_dir of its "
-                    "own"
-                )
-            known = values_of(plan)
-            plan = make_plan(loaded, plan.embedded, {**folders, "host": known["host"], "detached": plan.detached})
-            privileges.prepare_folders(plan)
+        plan = in_the_folders_left(plan, loaded)
     lock = RuntimeLock(plan.runtime_dir)
     up = None
     if plan.detached and not replaced:
@@ -177,6 +167,22 @@ def start(plan: Plan, loaded: LoadedConfig) -> int:
         logs.close()
         pidfile.unlink(missing_ok=True)
         lock.release()
+
+
+def in_the_folders_left(plan: Plan, loaded: LoadedConfig) -> Plan:
+    """The plan in the folders where our processes run on after a crash, if the file names others by now."""
+    folders = folders_left(paths_of(plan))
+    if folders is None:
+        return plan
+    if folders["config_file"] != str(plan.config_file):
+        raise AlreadyRunningError(
+            f"processes of another limetaskd ({folders['config_file']}) run in {folders['runtime_dir']} and "
+            f"{folders['state_dir']}: give this one a limetaskd.runtime_dir and a limetaskd.state_dir of its own"
+        )
+    known = values_of(plan)
+    plan = make_plan(loaded, plan.embedded, {**folders, "host": known["host"], "detached": plan.detached})
+    privileges.prepare_folders(plan)
+    return plan
 
 
 def detach_process() -> Callable[[], None]:

@@ -225,7 +225,7 @@ class Nursery:
             try:
                 ref = find(connection.peer_pid, ticks) if ticks is not None else None
             except OSError as error:
-                log.error("%s (pid %d) is not known, and nobody can tell who it is: %s", *key[::2], error)
+                log.error("%s (pid %d) is not known, and nobody can tell who it is: %s", state.name, state.pid, error)
                 self._early[key] = (connection, state)  # looked at again with its next report
                 continue
             if ref is None:

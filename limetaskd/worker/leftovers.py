@@ -115,7 +115,7 @@ class Leftovers:
             try:
                 own = _open_once_more(number)
             except OSError as error:
-                failed.append(f"{os.readlink(f'/proc/self/fd/{number}')}: {error.strerror}")  # noqa: PTH115
+                failed.append(f"{_descriptors().get(number)}: {error.strerror}")
                 continue
             os.lseek(own, place, os.SEEK_SET)
             os.dup2(own, number, inheritable=os.get_inheritable(number))
@@ -124,9 +124,9 @@ class Leftovers:
 
     def problems(self) -> list[str]:
         """Why this process must not fork; empty: it may."""
-        opened = set(_descriptors()) - self._descriptors
+        opened = {number: target for number, target in _descriptors().items() if number not in self._descriptors}
         self._read_at_an_offset = [number for number in opened if _reads_at_an_offset(number)]
-        found = [_threads(), _children(), *_opened(opened)]
+        found = [_threads(), _children(), *_opened(opened, self._read_at_an_offset)]
         mappings = sorted(name.partition(" ")[2] for name in shared_mappings() - self._mappings)
         if mappings:
             found.append(f"the imports made memory ({_some(mappings)}), or locks in it, that all workers would share")
@@ -180,12 +180,12 @@ def _descriptors() -> dict[int, str]:
     return found
 
 
-def _opened(descriptors: set[int]) -> list[str]:
-    targets = {number: target for number, target in _descriptors().items() if number in descriptors}
+def _opened(targets: dict[int, str], read_at_an_offset: list[int]) -> list[str]:
+    shared = {number for number in read_at_an_offset if not _can_be_opened_again(number)}
     sockets = [target for target in targets.values() if target.startswith("socket:")]
     others = [
         target for number, target in targets.items()
-        if target.startswith(("pipe:", "anon_inode:")) or _writes_at_an_offset(number) or _stays_shared(number)
+        if target.startswith(("pipe:", "anon_inode:")) or _writes_at_an_offset(number) or number in shared
     ]  # fmt: skip
     found = []
     if sockets:
@@ -211,15 +211,12 @@ def _open_once_more(descriptor: int) -> int:
     return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _stays_shared(descriptor: int) -> bool:
-    """Whether it is read at an offset, and no process could get one of its own."""
-    if not _reads_at_an_offset(descriptor):
-        return False
+def _can_be_opened_again(descriptor: int) -> bool:
     try:
         os.close(_open_once_more(descriptor))
     except OSError:
-        return True
-    return False
+        return False
+    return True
 
 
 def _writes_at_an_offset(descriptor: int) -> bool:

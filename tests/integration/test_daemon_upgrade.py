@@ -182,19 +182,25 @@ def starts(daemon: Daemon) -> int:
     return len([record for record in daemon.logs() if record.get("action") == "starts"])
 
 
-def test_a_stop_during_the_rehearsal_is_not_undone(daemon: Daemon) -> None:
+def stop_in_the_rehearsal(daemon: Daemon, sender: Sender) -> tuple[str, Path, str]:
+    """Ask for an upgrade, stop the daemon amid its rehearsal: a task that runs, what ends it, what the client says."""
     gate, started = daemon.folder / "gate", daemon.folder / "started"
+    running = sender.send("crm.wait_for", str(gate), str(started))
+    wait_until(started.exists)
+    begun, go = hold_rehearsal(daemon)
+    upgrade = in_background(daemon, "upgrade")
+    wait_until(begun.exists)
+    daemon.signal(signal.SIGTERM)
+    wait_until(lambda: [record for record in daemon.logs() if record.get("action") == "stopping"])
+    go.touch()
+    said, _ = upgrade.communicate(timeout=60)
+    assert upgrade.returncode == 1
+    return running, gate, said
+
+
+def test_a_stop_during_the_rehearsal_is_not_undone(daemon: Daemon) -> None:
     with Sender(daemon) as sender:
-        running = sender.send("crm.wait_for", str(gate), str(started))
-        wait_until(started.exists)
-        begun, go = hold_rehearsal(daemon)
-        upgrade = in_background(daemon, "upgrade")
-        wait_until(begun.exists)
-        daemon.signal(signal.SIGTERM)
-        wait_until(lambda: [record for record in daemon.logs() if record.get("action") == "stopping"])
-        go.touch()
-        said, _ = upgrade.communicate(timeout=60)
-        assert upgrade.returncode == 1
+        running, gate, said = stop_in_the_rehearsal(daemon, sender)
         assert "limetaskd is stopping" in said
         gate.touch()
         assert isinstance(sender.result(running), int)
@@ -204,18 +210,8 @@ def test_a_stop_during_the_rehearsal_is_not_undone(daemon: Daemon) -> None:
 
 
 def test_a_stop_that_is_cut_short_during_an_upgrade_has_stopped_nothing_for_good(daemon: Daemon) -> None:
-    gate, started = daemon.folder / "gate", daemon.folder / "started"
     with Sender(daemon) as sender:
-        sender.send("crm.wait_for", str(gate), str(started))
-        wait_until(started.exists)
-        begun, go = hold_rehearsal(daemon)
-        upgrade = in_background(daemon, "upgrade")
-        wait_until(begun.exists)
-        daemon.signal(signal.SIGTERM)
-        wait_until(lambda: [record for record in daemon.logs() if record.get("action") == "stopping"])
-        go.touch()
-        upgrade.communicate(timeout=60)
-        assert upgrade.returncode == 1
+        _running, gate, _said = stop_in_the_rehearsal(daemon, sender)
         daemon.kill()
         gate.touch()
         daemon.start()

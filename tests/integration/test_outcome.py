@@ -152,6 +152,21 @@ def wait_settled(board: Board, slot: Slot, how: int = BY_DAEMON) -> None:
     wait_until(settled)
 
 
+def upgrade(daemon: Daemon) -> None:
+    """For the first time, without a client that waits until all is up."""
+    daemon.signal(signal.SIGUSR2)
+    wait_until(lambda: len(events(daemon, "starts")) == 2, 60)
+
+
+def ended_without_agent(daemon: Daemon, sender: Sender, agent: int) -> str:
+    """A task over its limit, whose end the daemon has begun to tell and cannot, since the agent stands still."""
+    os.kill(agent, signal.SIGSTOP)
+    task = sender.send("bad.gil", str(daemon.folder))
+    noted(daemon, "gil")
+    wait_settled(*running_slot(daemon))
+    return task
+
+
 @pytest.mark.parametrize("delivery", ["at-most-once", "at-least-once"])
 def test_a_death_that_daemons_die_over_is_dealt_with_once(
     redis_url: str, make_daemon: MakeDaemon, delivery: str
@@ -194,10 +209,7 @@ def test_a_task_that_a_daemon_was_ending_when_it_died_fails_once(redis_url: str,
     agent = agent_pid(daemon)
     before = daemon.worker("all:0")["pid"]
     with Sender(daemon) as sender:
-        os.kill(agent, signal.SIGSTOP)
-        task = sender.send("bad.gil", str(daemon.folder))
-        noted(daemon, "gil")
-        wait_settled(*running_slot(daemon))
+        task = ended_without_agent(daemon, sender, agent)
         daemon.kill()
         os.kill(agent, signal.SIGCONT)
         daemon.start()
@@ -218,13 +230,9 @@ def test_a_task_whose_end_cannot_be_told_yet_does_not_run_again(
     daemon = start(make_daemon, redis_url, redis_url, pools=pools, concurrency=1)
     agent = agent_pid(daemon)
     with Sender(daemon) as sender:
-        os.kill(agent, signal.SIGSTOP)
-        task = sender.send("bad.gil", str(daemon.folder))
-        noted(daemon, "gil")
-        wait_settled(*running_slot(daemon))
+        task = ended_without_agent(daemon, sender, agent)
         if how == "upgrade":
-            daemon.signal(signal.SIGUSR2)
-            wait_until(lambda: len(events(daemon, "starts")) == 2, 60)
+            upgrade(daemon)
         else:
             daemon.kill()
             os.kill(agent, signal.SIGKILL)
@@ -249,8 +257,7 @@ def test_an_end_that_cannot_be_stored_is_stored_by_the_next_daemon(
         os.kill(daemon.worker("all:0")["pid"], signal.SIGKILL)
         wait_until(lambda: any("is not stored yet" in record["message"] for record in daemon.logs()), 60)
         if how == "upgrade":
-            daemon.signal(signal.SIGUSR2)
-            wait_until(lambda: len(events(daemon, "starts")) == 2, 60)
+            upgrade(daemon)
         else:
             assert daemon.stop(60) == 0
             daemon.start()

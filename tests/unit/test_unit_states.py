@@ -98,13 +98,19 @@ def die(process: Process, unit: Unit) -> None:
     unit.died(process, process.exited.result())
 
 
-async def running(unit: Unit, host: Host) -> tuple[Process, Process, asyncio.Task[None]]:
-    """The current process, its successor, and the restart that waits for that one."""
-    old, successor = process(1), process(2)
-    host.births = [old, successor]
+async def at_work(unit: Unit, host: Host) -> tuple[Process, Process]:
+    """The current process, which consumes, and the one that would be born next."""
+    current, following = process(1), process(2)
+    host.births = [current, following]
     unit.start()
     await unit.changed(5)
-    consume(old, unit)
+    consume(current, unit)
+    return current, following
+
+
+async def running(unit: Unit, host: Host) -> tuple[Process, Process, asyncio.Task[None]]:
+    """The current process, its successor, and the restart that waits for that one."""
+    old, successor = await at_work(unit, host)
     restart = asyncio.ensure_future(rolling.roll(host, unit))  # type: ignore[arg-type]
     for _ in range(10):  # turns of the loop: everything in it is ready at once
         await asyncio.sleep(0)
@@ -215,11 +221,7 @@ def test_nothing_is_started_while_newer_code_takes_over(host: Host, unit: Unit) 
     """What dies then is started by that code, which must not think that somebody has stopped it."""
 
     async def run() -> None:
-        first, second = process(1), process(2)
-        host.births = [first, second]
-        unit.start()
-        await unit.changed(5)
-        consume(first, unit)
+        first, second = await at_work(unit, host)
         host.replacing = True
         die(first, unit)
         assert (host.births, unit.restarts, unit.remember().stopped) == ([second], 0, False)
@@ -240,11 +242,7 @@ def test_what_waits_for_its_next_try_is_started_by_newer_code(host: Host, unit: 
 
 def test_an_exchange_that_ends_while_newer_code_takes_over_is_no_stop(host: Host, unit: Unit) -> None:
     async def run() -> None:
-        first, second = process(1), process(2)
-        host.births = [first, second]
-        unit.start()
-        await unit.changed(5)
-        consume(first, unit)
+        first, second = await at_work(unit, host)
         unit.exchange()
         host.replacing = True
         die(first, unit)
