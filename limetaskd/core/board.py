@@ -227,9 +227,9 @@ class Board:
         """
 
         def free(known: Sentence | None) -> bool:
-            if known is None or known.settled == BY_NOBODY:
-                return True
-            return (known.settled, who) in _TAKEN_OVER
+            settled = known.settled if known is not None else BY_NOBODY
+            # The daemon may be done long after the slot has gone on to another task, whose sentence that is not.
+            return (settled, who) in _TAKEN_OVER or (settled == BY_NOBODY and who != BY_DAEMON_DONE)
 
         return self._write_sentence(slot, free, None, who)
 

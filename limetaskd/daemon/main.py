@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -207,7 +208,8 @@ def detach_process() -> Callable[[], None]:
         nowhere = os.open(os.devnull, os.O_RDWR)
         os.dup2(nowhere, sys.stderr.fileno())
         os.close(nowhere)
-        os.write(waiting, b"\n")
+        with contextlib.suppress(BrokenPipeError):  # who started it has been interrupted: it is up all the same
+            os.write(waiting, b"\n")
         os.close(waiting)
 
     return up

@@ -200,6 +200,30 @@ def test_detached_with_a_pid_file(amqp_url: str, redis_url: str, make_daemon: Ma
         path.rmdir()
 
 
+def test_a_detached_daemon_comes_up_also_when_nobody_waits_for_it_any_more(
+    amqp_url: str, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    destination = make_daemon({}).folder / "logs"
+    os.mkfifo(destination)  # it hangs in the opening until somebody reads
+    daemon = make_daemon(
+        configuration(amqp_url, redis_url, logging={"destination": str(destination)}), arguments=["--daemon"]
+    )
+    daemon.module("crmtasks", SOURCE)
+    daemon.start()
+    lock = daemon.runtime_dir / "limetaskd.lock"
+    wait_until(lambda: lock.exists() and lock.read_text().strip() not in ("", str(daemon.pid)))
+    daemon.kill()  # as Ctrl-C would: the command that waits, not the daemon
+    with destination.open() as logs:
+        for line in logs:
+            if json.loads(line).get("action") == "ready":
+                break
+        else:
+            raise AssertionError("it has ended")
+        assert daemon.run_ctl("status").returncode == 0
+        assert daemon.run_ctl("shutdown").returncode == 0
+        wait_until(lambda: not (daemon.runtime_dir / "limetaskd.pid").exists())
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_WORKER, BY_WORKER_DONE, MEMORY_LIMIT, TIME_LIMIT, Board
+from limetaskd.core.board import (
+    BY_DAEMON,
+    BY_DAEMON_DONE,
+    BY_NOBODY,
+    BY_WORKER,
+    BY_WORKER_DONE,
+    MEMORY_LIMIT,
+    TIME_LIMIT,
+    Board,
+)
 from limetaskd.core.process import process_start_ticks
 
 
@@ -111,10 +120,16 @@ def test_a_sentence_belongs_to_one_task_and_is_settled_once(tmp_path: Path) -> N
     assert (sentence.reason, sentence.settled) == (TIME_LIMIT, BY_DAEMON)
     assert board.settle(slot, BY_DAEMON_DONE)
     assert not board.settle(slot, BY_DAEMON)
+    first = slot
     writer.end(failed=False, latency_ms=None, duration_ms=1.0)
     writer.begin("id-2", "b", "q")
     (slot,) = board.read()
     assert board.sentence(slot) is None
+    assert other.condemn(slot, MEMORY_LIMIT)
+    assert not other.settle(first, BY_DAEMON_DONE)  # of the task before it
+    sentence = board.sentence(slot)
+    assert sentence is not None
+    assert (sentence.reason, sentence.settled) == (MEMORY_LIMIT, BY_NOBODY)
     assert not other.settle(dataclasses.replace(slot, running=None), BY_DAEMON)
 
 

@@ -150,6 +150,8 @@ def test_a_task_that_the_daemon_has_recorded_is_not_recorded_by_its_worker(settl
     writer.begin("1", "t", "q")
     (slot,) = scoreboard.board.read()
     assert scoreboard.board.condemn(slot, TIME_LIMIT)
+    if settled == BY_DAEMON_DONE:
+        assert scoreboard.board.settle(slot, BY_DAEMON)
     if settled != BY_NOBODY:
         assert scoreboard.board.settle(slot, settled)
     records: list[Any] = []
