@@ -58,8 +58,8 @@ REASONS = (None, TIME_LIMIT, MEMORY_LIMIT, OPERATOR, WORKER_LOST)
 BY_NOBODY = 0
 BY_WORKER = 1  # the main process has begun with it
 BY_WORKER_DONE = 2
-BY_DAEMON_DONE = 3  # before BY_DAEMON: what boards of older versions say of a task that is over
-BY_DAEMON = 4  # the daemon has begun with it
+BY_DAEMON = 3  # the daemon has begun with it
+BY_DAEMON_DONE = 4
 _TAKEN_OVER = {(BY_WORKER, BY_WORKER_DONE), (BY_WORKER, BY_DAEMON), (BY_DAEMON, BY_DAEMON_DONE)}
 
 

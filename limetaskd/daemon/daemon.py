@@ -55,6 +55,7 @@ BROKER_PATIENCE_S = 15.0
 CLOSE_S = 5.0
 BIRTH_S = 0.05  # what follows a death waits so long for the replacement, which needs the processor
 ACCOUNTS_S = 15.0  # at a stop, for what is left to say of tasks that were killed
+ACCOUNTS_NOW_S = 2.0
 
 
 class Daemon:
@@ -87,7 +88,7 @@ class Daemon:
         self.upgraded = False  # this process has just become newer code
         self.nursery = Nursery(self)
         self.keeper = Keeper(self)
-        self.channel = ChannelServer(self.paths.channel, self._on_state, self._on_event, self._on_close)
+        self.channel = ChannelServer(self.paths.channel, self.on_state, self._on_event, self._on_close)
         self.guard: Guard | None = None  # sets itself
         self._tick_task: asyncio.Task[Any] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -169,8 +170,7 @@ class Daemon:
             self._xmlrpc = engine.XmlRpcServer(
                 self.groups, self.paths.supervisor, self.request_stop, self.reload_requested.set
             )
-        found, remains = await asyncio.to_thread(orphans.find_all, self.paths)
-        self._generations = {dead.name: dead.generation for dead in remains}
+        found, remains, self._generations = await asyncio.to_thread(orphans.find_all, self.paths)
         broker = await self._start_broker() if self.plan.embedded else None
         if self.plan.preload:
             self.add_image().start()
@@ -188,7 +188,7 @@ class Daemon:
             deadline = time.monotonic() + BROKER_PATIENCE_S
             while broker.state != engine.RUNNING and time.monotonic() < deadline:
                 await broker.changed(1.0)
-        self._come_up(stopped)
+        self._come_up()
         self._started = True
         if self.guard is not None and remains:
             self.background(self.guard.account_absent(remains))
@@ -199,15 +199,13 @@ class Daemon:
         self.background(self.steering.watch())
         self.background(self.autoscaling.run())
 
-    def _come_up(self, stopped: set[str]) -> None:
+    def _come_up(self) -> None:
         """Start what is wanted and was not taken over."""
         schedules = [unit for unit in self.units.values() if unit.kind == "beat" and unit.leaving]
         for unit in list(self.units.values()):
-            if unit.leftover or unit.current is not None or unit.name in stopped or unit.kind in {"broker", "image"}:
-                continue
             if unit.kind == "beat" and schedules:
-                self.background(self._start_after(unit, schedules))
-            else:
+                self.background(self._come_up_after(unit, schedules))
+            elif unit.kind not in {"broker", "image"}:
                 unit.come_up()
 
     def background(self, work: Coroutine[Any, Any, Any], *, report: bool = True) -> asyncio.Task[Any]:
@@ -223,11 +221,11 @@ class Daemon:
             log.error("a background task failed", exc_info=task.exception())
 
     @staticmethod
-    async def _start_after(unit: Unit, others: list[Unit]) -> None:
+    async def _come_up_after(unit: Unit, others: list[Unit]) -> None:
         """A schedule never starts while another one, of whatever name, has not ended."""
         for other in others:
             await other.stopped()
-        unit.start()
+        unit.come_up()
 
     async def make_runtime_dir_again(self) -> None:
         """Somebody has emptied it: what new processes need is there again; the control socket is not."""
@@ -345,15 +343,28 @@ class Daemon:
             if self.guard is not None:
                 await self.guard.account(unit, incarnation)
             # Last: a daemon that dies before this leaves what it had not done to the next one, with both files.
-            await asyncio.to_thread(files.remove, self.paths.record(unit.name, incarnation.generation))
+            record = self.paths.record(unit.name, incarnation.generation)
+            await asyncio.to_thread(orphans.remove_record, record, incarnation.pid)
             incarnation.forget()
         finally:
             incarnation.close_board()
 
     async def accounted(self) -> None:
-        """Wait until nothing is left to say of the dead, while the agent is there; at most `ACCOUNTS_S`."""
-        if self._accounts:
-            await asyncio.wait(self._accounts, timeout=ACCOUNTS_S)
+        """Wait until nothing is left to say of the dead, while the agent is there.
+
+        At most `ACCOUNTS_S`, and `ACCOUNTS_NOW_S` from `stop_now` on; the rest is the next daemon's.
+        """
+        if not self._accounts:
+            return
+        told = asyncio.ensure_future(asyncio.wait(self._accounts))
+        hurried = asyncio.ensure_future(self.stop_now.wait())
+        try:
+            await asyncio.wait([told, hurried], timeout=ACCOUNTS_S, return_when=asyncio.FIRST_COMPLETED)
+            if hurried.done():
+                await asyncio.wait([told], timeout=ACCOUNTS_NOW_S)
+        finally:
+            told.cancel()
+            hurried.cancel()
 
     async def _restore(self, connection: Connection) -> None:
         try:
@@ -364,7 +375,8 @@ class Daemon:
 
     # The channel.
 
-    def _on_state(self, connection: Connection, state: State) -> None:
+    def on_state(self, connection: Connection, state: State) -> None:
+        """A process has said what it does."""
         unit = self.units.get(state.name)
         incarnation = unit.incarnation(state.generation, state.pid) if unit is not None else None
         if unit is None or incarnation is None:
@@ -437,7 +449,8 @@ class Daemon:
                     unit.stop(now=self.stop_now.is_set())
                 await asyncio.gather(*(unit.stopped() for unit in alive))
                 units = [unit for unit in self.units.values() if unit.kind in kinds]
-            await self.accounted()
+            if "worker" in kinds:
+                await self.accounted()
         hurry.cancel()
         if complete:  # after a start that failed half-way, they are still the next one's, and of those that run on
             await self.keeper.forget()

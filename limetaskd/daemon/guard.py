@@ -12,7 +12,7 @@ import logging
 import time
 from typing import Any
 
-from limetaskd.core.board import BY_DAEMON, BY_NOBODY, TIME_LIMIT, WORKER_LOST, Slot
+from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_NOBODY, TIME_LIMIT, WORKER_LOST, Slot
 from limetaskd.core.process import process_start_ticks
 from limetaskd.core.units import format_duration
 from limetaskd.daemon import health, outcome, postmortem
@@ -77,7 +77,7 @@ class Guard:
         text, reason = "was about to be ended by the daemon before this one", sentence.reason or WORKER_LOST
         if sentence.settled == BY_NOBODY:
             self._end(unit, incarnation, slot, reason, text, {}, resumed=True)
-        elif sentence.settled == BY_DAEMON:
+        elif sentence.settled in (BY_DAEMON, BY_DAEMON_DONE):
             self._daemon.background(outcome.resume(self._daemon, unit, incarnation, slot, reason, text))
 
     async def account(self, unit: Unit, incarnation: Incarnation) -> None:

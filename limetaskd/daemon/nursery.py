@@ -203,7 +203,8 @@ class Nursery:
         incarnation.watch(lambda dead: unit.died(dead, dead.exited.result()))
         early = self._early.pop((unit.name, generation, ref.pid), None)
         if early is not None:
-            incarnation.connection, incarnation.report = early
+            # When the unit knows it.
+            asyncio.get_running_loop().call_soon(self._daemon.on_state, *early)
         return incarnation
 
     def take_over(
@@ -240,5 +241,6 @@ class Nursery:
             launch = Launch(argv=(), env={}, log_path=log_path, stop_timeout_s=STRANGER_STOP_S)
             incarnation = self.take_over(unit, launch, state.generation, ref, None)
             incarnation.connection, incarnation.report = connection, state
+            unit.generation = max(unit.generation, state.generation)
             unit.leaving.append(incarnation)
             incarnation.end(now=unit.kind != "worker")

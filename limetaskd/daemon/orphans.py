@@ -96,17 +96,22 @@ def _any_lives(paths: Paths) -> bool:
     return False
 
 
-def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
-    """Every living process with a record, newest generation first; and what the dead ran.
+def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains], dict[str, int]]:
+    """Every living process with a record, newest generation first; what the dead ran; and numbers that are taken.
 
     Removes what is left of all others. A record that cannot be read is set aside: the process, if there is one,
-    cannot be known without it. Raises OSError when nobody can tell which live.
+    cannot be known without it, but its generation is in the name of the file. Raises OSError when nobody can tell
+    which live.
     """
     found: list[Orphan] = []
     remains: list[Remains] = []
+    taken: dict[str, int] = {}
     kept: set[str] = set()  # scoreboards
     place = known_place()
     for path in sorted(Path(paths.processes).glob("*.json")):
+        name, _, number = path.stem.rpartition(".")
+        if number.isdecimal():
+            taken[name] = max(taken.get(name, 0), int(number))
         try:
             record = ProcessRecord.from_json(path.read_text())
             recorded = path.stat().st_mtime
@@ -128,7 +133,20 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains]]:
         if str(path) not in kept:
             path.unlink(missing_ok=True)
     found.sort(key=lambda orphan: -orphan.record.generation)
-    return found, sorted(remains, key=lambda dead: dead.generation)
+    return found, sorted(remains, key=lambda dead: dead.generation), taken
+
+
+def remove_record(path: str, pid: int) -> None:
+    """Of a process that is dead. A stranger may have had the number, and the file, of one that lives."""
+    try:
+        record = ProcessRecord.from_json(Path(path).read_text())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        log.warning("%s stays: %s", path, error)
+        return
+    if record.pid == pid:
+        files.remove(path)
 
 
 def _slots(record: ProcessRecord) -> list[tuple[Slot, Sentence | None]]:

@@ -44,6 +44,7 @@ RETRY_SOON_S = 0.2
 # A worker that has been stopped, or an operator, waits so long for a result store; it is told all the same.
 STORE_PATIENCE_S = 10.0
 RETRY_FOR_S = 600.0
+_MOST_COUNTED = 100  # deaths in one packet to the agent
 
 
 async def end_task(
@@ -169,11 +170,13 @@ async def _tell(
 
 
 async def resume(daemon: Daemon, unit: Unit, incarnation: Incarnation, slot: Slot, reason: str, text: str) -> None:
-    """A daemon that died had killed what ran this task, or was about to, and had begun to say so."""
-    if not await _recorded(daemon, [slot]):
-        await _tell(daemon, unit, incarnation, slot, reason, text, None)
-    elif incarnation.board is not None:
-        incarnation.board.settle(slot, BY_DAEMON_DONE)
+    """A daemon that died had killed what ran this task, or was about to, and had begun to say so, or had said it."""
+    sentence = incarnation.board.sentence(slot) if incarnation.board is not None else None
+    if sentence is not None and sentence.settled == BY_DAEMON:
+        if not await _recorded(daemon, [slot]):
+            await _tell(daemon, unit, incarnation, slot, reason, text, None)
+        elif incarnation.board is not None:
+            incarnation.board.settle(slot, BY_DAEMON_DONE)
     if slot.pid == incarnation.pid:
         incarnation.ended_for = f"{reason}: {slot.running.name if slot.running else ''}"
         await incarnation.kill()
@@ -325,9 +328,10 @@ async def _conclude(
         )
         death = {"at": timestamp(time.time()), "host": socket.gethostname(), "worker": name, "by": how}
         deaths[running.id] = (case.slot, death if case.own else None)  # None: no fault
-    await asyncio.gather(*finishing)
-    if deaths:
-        await _count(daemon, deaths)
+    # At once: a result store that takes no FAILURE must not keep a task that kills its workers from quarantine.
+    counted = list(deaths.items())
+    portions = [dict(counted[begin : begin + _MOST_COUNTED]) for begin in range(0, len(counted), _MOST_COUNTED)]
+    await asyncio.gather(*finishing, *(_count(daemon, portion) for portion in portions))
 
 
 async def _count(daemon: Daemon, deaths: dict[str, tuple[Slot, dict[str, Any] | None]]) -> None:

@@ -226,9 +226,11 @@ async def _move_beat(daemon: Daemon, old: Plan, new: Plan, difference: PlanDiff)
             if before.current.launch.fingerprint != wanted or difference.schedule_changed:
                 await roll(daemon, before)
         return
+    schedules = [unit for unit in daemon.units.values() if unit.kind == "beat"]  # of the daemon before us, too
     if before is not None:
         scaling.retire(daemon, before)
-        await before.stopped()
+    for schedule in schedules:
+        await schedule.stopped()
     if new.beat_pool is not None:
         beat = daemon.add_beat(new.beat_pool)
         beat.start()

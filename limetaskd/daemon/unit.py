@@ -171,7 +171,12 @@ class Unit:
             self._spawn()
 
     def come_up(self) -> None:
-        """At the start of the daemon: what kept dying under the one before goes on waiting for its next try."""
+        """At the start of the daemon, or soon after: start it, if it is wanted and down.
+
+        What kept dying under the daemon before goes on waiting for its next try.
+        """
+        if self.leftover or not self._wanted or self.state not in engine.ENDED_STATES:
+            return
         now = time.monotonic()
         policy = self._host.restart_policy()
         deaths = policy.recent(self._deaths, now)
@@ -238,8 +243,6 @@ class Unit:
         )  # fmt: skip
         if self.state == engine.STOPPING:
             incarnation.end(now=True)
-        elif incarnation.report is not None:  # it has reported already
-            self._follow_phase(incarnation.report)
         self.pulse()
 
     async def born(self, timeout_s: float) -> None:
@@ -263,8 +266,6 @@ class Unit:
         self.generation = max(self.generation, incarnation.generation)
         self.current = incarnation
         self.machine.change_state(engine.STARTING)
-        if incarnation.report is not None:  # it was faster than we: its next word may be seconds away
-            self._follow_phase(incarnation.report)
 
     def let_go(self, incarnation: Incarnation) -> None:
         """It is ours no longer, and runs on."""

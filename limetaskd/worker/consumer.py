@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from functools import partial
 from typing import Any
 
@@ -24,6 +27,8 @@ from limetaskd.worker.runtime import one_line
 logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
+# A thread whose task may begin when its message is acknowledged waits so long for the event loop.
+_ACK_PATIENCE_S = 10.0
 # AMQP: access refused, not found, precondition failed (declared with other arguments).
 _REFUSALS = (403, 404, 406)
 _PAUSE_STEPS, _PAUSE_STEP_S = 10, 0.1
@@ -146,6 +151,29 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         # py-amqp has read already, or an acknowledgement, would wait as long.
         if self.hub is not None and self.hub._ready:
             os.eventfd_write(self.lime.wake, 1)
+
+    def call_soon_ack(self, p: Callable[..., Any], *args: Any, before_start: bool = False, **kwargs: Any) -> Any:
+        """Celery's; `before_start`: the acknowledgement is out when this returns, or is not sent any more.
+
+        Only the thread of the loop may use the connection.
+        """
+        if not before_start:
+            return super().call_soon_ack(p, *args, **kwargs)
+        if self.hub is None or threading.current_thread() is threading.main_thread():
+            return p(*args, **kwargs)
+        sent: Future[None] = Future()
+
+        def send() -> None:
+            if sent.set_running_or_notify_cancel():
+                try:
+                    p(*args, **kwargs)
+                finally:
+                    sent.set_result(None)
+
+        self.hub.call_soon(send)
+        if not wait([sent], _ACK_PATIENCE_S).done and not sent.cancel():
+            wait([sent])  # it is being sent
+        return sent
 
     def perform_pending_operations(self) -> None:
         """Each turn of the loop of transports without an event loop."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing.process
 import os
 import signal
@@ -26,6 +27,10 @@ from limetaskd.errors import LimetaskError
 
 class TaskExitError(LimetaskError):
     """The task tried to end its process (sys.exit), which it shares with others."""
+
+
+class NotBegunError(LimetaskError):
+    """A task that may run at most once was accepted and is not begun: its message may come again."""
 
 
 def _settled(callback: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
@@ -140,7 +145,8 @@ class Solo(CelerySolo):  # type: ignore[misc]
     @staticmethod
     def _apply(target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
         options["callback"] = _settled(options.get("callback"))
-        return apply_target(target, args, kwargs, **options)
+        with contextlib.suppress(NotBegunError):  # its request has seen to it
+            return apply_target(target, args, kwargs, **options)
 
 
 def grow_semaphore(semaphore: Any, count: int = 1) -> None:

@@ -6,6 +6,7 @@ no record, but a `task_redelivered` event.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -15,16 +16,20 @@ from typing import TYPE_CHECKING, Any
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
+from celery.worker.request import logger as celery_logger
 from kombu.utils.imports import symbol_by_name
 
 from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_WORKER, BY_WORKER_DONE, TIME_LIMIT, Sentence, Slot
 from limetaskd.worker import logs
 from limetaskd.worker.endings import Endings
+from limetaskd.worker.pools import NotBegunError
 from limetaskd.worker.records import FAILURE, SUCCESS, Recorder
 from limetaskd.worker.runtime import Runtime
 
 if TYPE_CHECKING:
     from limetaskd.worker.keeping import KeptRequest
+
+logger = logging.getLogger(__name__)
 
 _DEATH_S = 2.0
 
@@ -138,6 +143,28 @@ class RequestMixin:
             self.record(FAILURE, reason)
         self._recorded = True
         self.acknowledge()
+
+    def on_accepted(self: Any, pid: int, time_accepted: float) -> None:
+        if pid == os.getpid() and not self.task.acks_late and self.kept is None:
+            self._acknowledge_first()
+        super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+
+    def _acknowledge_first(self: Any) -> None:
+        """At most once, in this very process: should the task take it along, its message must have gone before.
+
+        Celery would wait for the next turn of its loop: with solo, for the end of the task. Raises NotBegunError.
+        """
+        self._on_ack(celery_logger, self._connection_errors, before_start=True)
+        if self.message.acknowledged:
+            self.acknowledged = True
+            return
+        logger.warning(
+            "task %s[%s] is not begun: its message cannot be acknowledged, and goes back to its queue",
+            self.task.name, self.id,
+        )  # fmt: skip
+        worker_state.task_ready(self)
+        self.reject(requeue=True)
+        raise NotBegunError
 
     def acknowledge(self: Any) -> None:
         with self.settling:

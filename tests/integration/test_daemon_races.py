@@ -141,6 +141,9 @@ def test_a_process_whose_record_was_damaged_is_found_by_its_reports(daemon: Daem
     assert len(beats(daemon)) == 1
     old = beats(daemon)[0]
     worker = daemon.worker("asap:0")["pid"]
+    with Sender(daemon) as sender:  # it is still at work when there is another one of its name
+        sender.send("crm.wait_for", str(daemon.folder / "gate"), str(daemon.folder / "started"), qos="asap")
+    wait_until((daemon.folder / "started").exists)
     daemon.kill()
     for record in (daemon.runtime_dir / "processes").glob("*.json"):
         if record.name.startswith("default:beat"):
@@ -149,9 +152,18 @@ def test_a_process_whose_record_was_damaged_is_found_by_its_reports(daemon: Daem
             record.write_text(json.dumps(json.loads(record.read_text()) | {"shutdown_timeout_s": None}))
     daemon.start()
     wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+    new = daemon.worker("asap:0")["pid"]
+    assert new != worker
+    wait_until(lambda: sum(record.get("action") == "stranger" for record in daemon.logs()) == 2, 60)
+    assert not gone(worker)
+    (daemon.folder / "gate").touch()
     wait_until(lambda: gone(old) and gone(worker), 60)
     wait_until(lambda: len(beats(daemon)) == 1, 60)
-    assert any(record.get("action") == "stranger" for record in daemon.logs())
+    # The end of the one that nobody knew has taken nothing from the other one.
+    daemon.kill()
+    daemon.start()
+    wait_until(lambda: daemon.status() and daemon.worker("asap:0")["ready"], 60)
+    assert daemon.worker("asap:0")["pid"] == new
     assert daemon.stop() == 0
     assert daemon.processes() == []
 

@@ -77,12 +77,21 @@ def test_a_poison_task_goes_to_quarantine_and_the_others_go_on(
     assert len(daemon.records()) == 12
 
 
-def test_at_most_once_is_failure_at_once_also_when_the_worker_dies(redis_url: str, make_daemon: MakeDaemon) -> None:
-    daemon = start(make_daemon, redis_url, redis_url, pools={"all": {"pool": "solo"}})
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_at_most_once_is_failure_at_once_also_when_the_worker_dies(
+    urls: Urls, make_daemon: MakeDaemon, pool: str  # noqa: F811
+) -> None:
+    daemon = start(make_daemon, urls.broker, urls.backend, pools={"all": {"pool": pool, "concurrency": 1}})
+    agent = agent_pid(daemon)
     with Sender(daemon) as sender:
-        lost = sender.send("bad.once", str(daemon.folder))
+        # It can put up no tombstone in time: its message must have been acknowledged before it began.
+        os.kill(agent, signal.SIGSTOP)
+        try:
+            lost = sender.send("bad.once", str(daemon.folder))
+            assert isinstance(sender.result(sender.send("bad.pid")), int)
+        finally:
+            os.kill(agent, signal.SIGCONT)
         assert failed_once(daemon, sender, lost, "worker_lost").startswith("WorkerLostError")
-        assert isinstance(sender.result(sender.send("bad.pid")), int)
     assert daemon.stop() == 0
     assert len(notes(daemon, "once")) == 1
 
@@ -125,6 +134,30 @@ def test_a_sentence_that_a_dead_daemon_left_is_carried_out_by_the_next(
         failed_once(daemon, sender, task, "memory_limit")
         assert isinstance(sender.result(sender.send("bad.pid")), int)
     assert len(notes(daemon, "until")) == 1
+
+
+def test_a_worker_whose_task_was_told_to_have_ended_is_killed_by_the_next_daemon(
+    redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    """The one before had stopped it, and died before the kill."""
+    pools = {"all": {"pool": "threads", "concurrency": 1}}
+    daemon = start(make_daemon, redis_url, redis_url, delivery="at-most-once", pools=pools)
+    worker = daemon.worker("all:0")["pid"]
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder))
+        noted(daemon, "until")
+        daemon.kill()
+        os.kill(worker, signal.SIGSTOP)
+        board, slot = running_slot(daemon)
+        assert board.condemn(slot, MEMORY_LIMIT)
+        assert board.settle(slot, BY_DAEMON)
+        assert board.settle(slot, BY_DAEMON_DONE)
+        daemon.start()
+        assert sender.result(sender.send("bad.pid")) != worker
+    assert any(record.get("action") == "replaced" for record in daemon.logs())
+    assert not events(daemon, "hung")
+    assert daemon.stop() == 0
+    assert daemon.records(task) == []  # by the one before
 
 
 def running_slot(daemon: Daemon) -> tuple[Board, Slot]:

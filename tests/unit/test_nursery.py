@@ -1,4 +1,4 @@
-"""A birth that the image cannot be asked for."""
+"""A birth that the image cannot be asked for, and a process that was faster than the daemon."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from limetaskd.core.channel import Phase, State
 from limetaskd.core.spec import ProcessSpec
 from limetaskd.daemon import engine
 from limetaskd.daemon.channel import Connection
 from limetaskd.daemon.incarnation import EXEC, Incarnation, Launch
 from limetaskd.daemon.launch import IMAGE
 from limetaskd.daemon.nursery import Nursery
+from limetaskd.daemon.spawner import spawn
 
 
 def test_what_is_too_large_to_be_told_is_started_by_exec_and_the_image_lives_on(tmp_path: Path) -> None:
@@ -51,5 +53,26 @@ def test_what_is_too_large_to_be_told_is_started_by_exec_and_the_image_lives_on(
         assert born[0].origin == EXEC
         assert born[0].exited.result().status == 0
         assert killed == []
+
+    asyncio.run(run())
+
+
+def test_what_a_process_said_before_it_was_taken_over_is_heard_once_its_unit_knows_it(tmp_path: Path) -> None:
+    """Its next word may be seconds away."""
+    launch = Launch(argv=(), env={}, log_path=str(tmp_path / "log"), stop_timeout_s=1.0)
+
+    async def run() -> None:
+        heard = asyncio.Queue[tuple[Any, ...]]()
+        daemon: Any = SimpleNamespace(on_state=lambda *what: heard.put_nowait((*what, unit.current)))
+        unit: Any = SimpleNamespace(name="asap:0", current=None, died=lambda *_: None)
+        child = spawn(["sleep", "60"], {}, str(tmp_path / "log"))
+        state = State("asap:0", 3, child.pid, Phase.CONSUMING)
+        connection: Any = object()
+        nursery = Nursery(daemon)
+        nursery.reported_early(connection, state)
+        unit.current = taken = nursery.take_over(unit, launch, 3, child, None)
+        async with asyncio.timeout(10):
+            assert await heard.get() == (connection, state, taken)
+        await taken.kill()
 
     asyncio.run(run())

@@ -15,7 +15,7 @@ from limetaskd.core.record import ProcessRecord
 from limetaskd.daemon import orphans
 from limetaskd.daemon.files import make_folders
 from limetaskd.daemon.launch import Paths
-from limetaskd.daemon.orphans import embedded_server, find_all, folders_left
+from limetaskd.daemon.orphans import embedded_server, find_all, folders_left, remove_record
 from limetaskd.errors import LimetaskError
 
 OURS = ProcessRecord(
@@ -36,12 +36,32 @@ def test_records_of_another_boot_name_nobody(tmp_path: Path) -> None:
     files = {}
     for name, place in places.items():
         files[name] = write_record(paths, dataclasses.replace(OURS, name=name, place=place))
-    found, remains = find_all(paths)
+    found, remains, _ = find_all(paths)
     assert {orphan.record.name for orphan in found} == {"old", "here"}
     assert remains == []
     assert [name for name, path in files.items() if path.exists()] == ["old", "here"]
     for orphan in found:
         orphan.ref.close()
+
+
+def test_the_number_of_a_process_whose_record_is_damaged_is_taken(tmp_path: Path) -> None:
+    paths = Paths(str(tmp_path), str(tmp_path))
+    for number in (9, 10):
+        write_record(paths, dataclasses.replace(OURS, generation=number)).write_text("{")
+    (Path(paths.processes) / "somebody's.json").touch()
+    assert find_all(paths) == ([], [], {"asap:0": 10})
+
+
+def test_the_record_of_the_living_is_not_removed_with_the_dead(tmp_path: Path) -> None:
+    path = write_record(Paths(str(tmp_path), str(tmp_path)), OURS)
+    remove_record(str(path), OURS.pid + 1)
+    assert path.exists()
+    remove_record(str(path), OURS.pid)
+    assert not path.exists()
+    remove_record(str(path), OURS.pid)
+    path.write_text("damaged")
+    remove_record(str(path), OURS.pid)
+    assert path.exists()
 
 
 def test_who_does_not_know_where_he_is_takes_nobody_for_dead() -> None:

@@ -299,13 +299,24 @@ def test_what_kept_dying_under_a_daemon_that_died_waits_on(
     asyncio.run(run())
 
 
-def test_a_process_that_reported_before_it_was_taken_over_is_at_work(unit: Unit) -> None:
+@pytest.mark.parametrize("change", ["stopped", "started", "retired"])
+def test_what_changed_while_it_waited_for_others_is_respected(host: Host, unit: Unit, change: str) -> None:
+    """A schedule that waits for the end of another one comes up late."""
+
     async def run() -> None:
-        found = process(3)
-        found.report = State(unit.name, 3, 3, Phase.CONSUMING)
-        unit.adopt(found)
-        assert unit.ready
-        assert (unit.state, unit.generation) == (engine.RUNNING, 3)
+        unit.recall(UnitMemory(0, (time.monotonic() - 9,), stopped=False), same_boot=True)
+        if change == "started":
+            unit.start()
+        else:
+            unit.leftover = change == "retired"
+            unit.stop()
+        births, state = len(host.tasks), unit.state
+        unit.come_up()
+        assert (len(host.tasks), unit.state) == (births, state)
+        assert unit.remember().stopped is (change != "started")
+        host.called_off.set()
+        unit.stop()
+        await asyncio.gather(*host.tasks)
 
     asyncio.run(run())
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
 from celery.worker import loops
 
 import limetaskd.worker.consumer
+from limetaskd.worker.consumer import Consumer
+from tests.support.waiting import wait_until
 
 
 class Connection:
@@ -26,3 +31,42 @@ def test_the_first_look_for_messages_does_not_wait() -> None:
     connection = Connection()
     loops._quick_drain(connection)
     assert connection.waited == [0]
+
+
+def consumer(calls: list[Any]) -> Consumer:
+    """One whose event loop is `calls`, which somebody else has to call."""
+    made: Any = Consumer.__new__(Consumer)
+    made.hub = SimpleNamespace(call_soon=calls.append)
+    return cast(Consumer, made)
+
+
+def test_a_thread_waits_until_the_loop_has_acknowledged_what_it_is_to_begin() -> None:
+    calls: list[Any] = []
+    sent: list[str] = []
+    ours = consumer(calls)
+    with ThreadPoolExecutor(1) as threads:
+        begun = threads.submit(ours.call_soon_ack, sent.append, "ack", before_start=True)
+        wait_until(lambda: calls, 10, "the thread to ask")
+        assert not begun.done()
+        calls[0]()
+        begun.result(10)
+    assert sent == ["ack"]
+
+
+def test_an_acknowledgement_that_nobody_waits_for_any_more_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task has not begun, and its message must go back."""
+    monkeypatch.setattr(limetaskd.worker.consumer, "_ACK_PATIENCE_S", 0.05)
+    calls: list[Any] = []
+    sent: list[str] = []
+    ours = consumer(calls)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(ours.call_soon_ack, sent.append, "ack", before_start=True).result(10)
+    calls[0]()
+    assert sent == []
+
+
+def test_the_thread_of_the_loop_acknowledges_at_once() -> None:
+    calls: list[Any] = []
+    sent: list[str] = []
+    consumer(calls).call_soon_ack(sent.append, "ack", before_start=True)
+    assert (sent, calls) == (["ack"], [])
