@@ -21,6 +21,7 @@ class UnitMemory:
     restarts: int = 0
     deaths: tuple[float, ...] = ()
     stopped: bool = False  # by an operator
+    given_up: bool = False  # FATAL, or the first process out of it has not consumed yet
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class Memory:
             raise ValueError(f"not a memory.json of version {MEMORY_VERSION}")
         try:
             units = {
-                str(name): UnitMemory(int(unit["restarts"]), tuple(map(float, unit["deaths"])), bool(unit["stopped"]))
+                str(name): UnitMemory(
+                    int(unit["restarts"]), tuple(map(float, unit["deaths"])), bool(unit["stopped"]),
+                    bool(unit.get("given_up")),
+                )
                 for name, unit in document["units"].items()
             }
             scales = {str(name): Scale.checked(scale) for name, scale in document["scales"].items()}

@@ -149,13 +149,14 @@ class Unit:
 
     def remember(self) -> UnitMemory:
         """What the next daemon should know."""
-        return UnitMemory(self.restarts, tuple(self._deaths), not self._wanted)
+        return UnitMemory(self.restarts, tuple(self._deaths), not self._wanted, self._trial)
 
     def recall(self, memory: UnitMemory, *, same_boot: bool) -> None:
         """What the last daemon knew."""
         self.restarts = memory.restarts
         self._wanted = not memory.stopped
         self._deaths = list(memory.deaths) if same_boot else []
+        self._trial = memory.given_up and same_boot
 
     def start(self) -> None:
         """Bring it up if it is down; a unit that is being stopped starts when that is done."""
@@ -181,9 +182,11 @@ class Unit:
         policy = self._host.restart_policy()
         deaths = policy.recent(self._deaths, now)
         if not deaths or (self.kind != "worker" and self.leaving):
+            given_up = self._trial
             self.start()
+            self._trial = given_up
             return
-        decision = policy.decide(deaths, deaths[-1], random.random())
+        decision = policy.decide(deaths, deaths[-1], random.random(), trial=self._trial)
         delay = deaths[-1] + decision.delay_s - now
         if delay <= 0 or decision.fatal:
             self._trial = decision.fatal  # one try: the code may be newer

@@ -16,7 +16,7 @@ from limetaskd.daemon.postmortem import recorded
 from limetaskd.daemon.succession import Memory, UnitMemory
 
 RECORD = ProcessRecord("asap:0", "worker", 1, 42, 7, "f", None, "/log", 2, 600.0)
-MEMORY = Memory("boot", 3, {"asap:0": UnitMemory(1, (2.0,), True)})
+MEMORY = Memory("boot", 3, {"asap:0": UnitMemory(1, (2.0,), True, True)})
 DEEP = "[" * 100_000
 
 

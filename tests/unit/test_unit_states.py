@@ -299,6 +299,24 @@ def test_what_kept_dying_under_a_daemon_that_died_waits_on(
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("age_s", [9.0, 300.0])
+def test_what_was_given_up_gets_one_try_of_the_next_daemon(host: Host, unit: Unit, age_s: float) -> None:
+    """However long ago its last death was."""
+
+    async def run() -> None:
+        host.births = [process(1)]
+        memory = UnitMemory(7, (time.monotonic() - age_s,), stopped=False, given_up=True)
+        unit.recall(memory, same_boot=True)
+        unit.come_up()
+        await unit.changed(5)
+        assert unit.current is not None
+        assert unit.remember().given_up
+        die(unit.current, unit)
+        assert unit.state == engine.FATAL
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("change", ["stopped", "started", "retired"])
 def test_what_changed_while_it_waited_for_others_is_respected(host: Host, unit: Unit, change: str) -> None:
     """A schedule that waits for the end of another one comes up late."""
