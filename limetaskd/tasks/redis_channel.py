@@ -306,17 +306,24 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
         """The message is done with. Raises redis.ConnectionError on a channel that is closed."""
         if not self._recorded(delivery_tag):
             return
-        if self.connection is None:
-            raise redis.exceptions.ConnectionError("the channel is closed: the message has gone back to its queue")
+        self._require_open()
         if not self.scripts().hdel(self.unacked_hash, delivery_tag):
             logger.debug("message %s had been given back before it was acknowledged", delivery_tag)
 
     def give_back(self, delivery_tags: list[str]) -> int:
-        """Put messages back to the head of their queues. Broadcasts are not repeated. Returns how many."""
+        """Put messages back to the head of their queues. Broadcasts are not repeated. Returns how many.
+
+        Raises redis.ConnectionError on a channel that is closed.
+        """
         receipts = [tag for tag in delivery_tags if self._recorded(tag)]
         if not receipts:
             return 0
+        self._require_open()
         return redis_owners.restore(self.scripts(), self.global_keyprefix, self._owner, receipts, self.sep)
+
+    def _require_open(self) -> None:
+        if self.connection is None:
+            raise redis.exceptions.ConnectionError("the channel is closed: the message has gone back to its queue")
 
     def _return(self, entry: bytes, receipt: str) -> None:
         _, list_key, payload = entry.split(b"\0", 2)

@@ -154,16 +154,19 @@ class RequestMixin:
 
         Celery would wait for the next turn of its loop: with solo, for the end of the task. Raises NotBegunError.
         """
-        self._on_ack(celery_logger, self._connection_errors, before_start=True)
-        if self.message.acknowledged:
-            self.acknowledged = True
-            return
+        consumer = self.runtime.consumer.task_consumer
+        # What came over a connection that is no more has gone back to its queue already.
+        if consumer is not None and self.message.channel is consumer.channel:
+            self._on_ack(celery_logger, self._connection_errors, before_start=True)
+            if self.message.acknowledged:
+                self.acknowledged = True
+                return
+            worker_state.task_ready(self)
+            self.reject(requeue=True)
         logger.warning(
-            "task %s[%s] is not begun: its message cannot be acknowledged, and goes back to its queue",
+            "task %s[%s] is not begun: its message could not be acknowledged, and is in its queue again",
             self.task.name, self.id,
         )  # fmt: skip
-        worker_state.task_ready(self)
-        self.reject(requeue=True)
         raise NotBegunError
 
     def acknowledge(self: Any) -> None:

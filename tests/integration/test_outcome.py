@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from kombu import Connection
 
 from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, MEMORY_LIMIT, Board, Slot
+from tests.support.brokers import RabbitMQ, Redis
 from tests.support.daemon import Daemon
 from tests.support.jobs import Urls, urls  # noqa: F401
 from tests.support.limits import SOURCE, configuration, failed_once, noted, notes
@@ -94,6 +96,39 @@ def test_at_most_once_is_failure_at_once_also_when_the_worker_dies(
         assert failed_once(daemon, sender, lost, "worker_lost").startswith("WorkerLostError")
     assert daemon.stop() == 0
     assert len(notes(daemon, "once")) == 1
+
+
+def waiting(urls: Urls, queue: str) -> int:  # noqa: F811
+    with Connection(urls.broker) as connection:
+        channel = connection.default_channel
+        if urls.kind == "redis":
+            return int(channel.client.llen(queue))
+        return int(channel.queue_declare(queue, passive=True).message_count)
+
+
+def test_at_most_once_is_once_over_a_connection_that_breaks(
+    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon  # noqa: F811
+) -> None:
+    """What waits for a thread goes back to its queue, and comes again: only one of the two may run."""
+    pools = {"all": {"pool": "threads", "concurrency": 1, "prefetch": 4}}
+    daemon = start(make_daemon, urls.broker, urls.backend, delivery="at-most-once", pools=pools)
+    worker = daemon.worker("all:0")["pid"]
+    words = ["a", "b", "c", "d"]
+    with Sender(daemon) as sender:
+        tasks = sender.send_many("bad.until", [[str(daemon.folder), word] for word in words])
+        wait_until(lambda: waiting(urls, "lime_default_task_queue") == 0, 30)  # the worker has all of them
+        if urls.kind == "amqp":
+            connections = "rabbit_networking:connections()"
+            rabbitmq.evaluate(f'[rabbit_networking:close_connection(P, "test") || P <- {connections}].')
+        else:
+            redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        wait_until(lambda: len(events(daemon, "consuming")) == 2, 60)
+        (daemon.folder / "go").touch()
+        assert sender.results(tasks) == words
+    assert daemon.worker("all:0")["pid"] == worker
+    assert daemon.stop() == 0
+    assert [len(notes(daemon, word)) for word in words] == [1, 1, 1, 1]
+    assert sorted(record["task_id"] for record in daemon.records()) == sorted(tasks)
 
 
 @pytest.mark.parametrize("delivery", ["at-most-once", "at-least-once"])
