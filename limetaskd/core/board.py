@@ -4,14 +4,16 @@ One memory-mapped file per worker process (`<runtime_dir>/boards/<name>.<generat
 run by hand uses anonymous memory. Pool children (or threads) write their own slot, anybody reads. No message, no
 lock: a sequence number that is odd while its slot is being written lets a reader see only whole records.
 
-    header  64 bytes: magic "LTB1", u32 version, u32 slots
-    slot   768 bytes: see `_SLOT`, and from `_SENTENCE_AT` on `_SENTENCE`
+    header  64 bytes: magic "LTB1", u32 version, u32 slots, u64 the last number that is answered no more
+    slot   768 bytes: see `_SLOT`, from `_SENTENCE_AT` on `_SENTENCE`, and at `_ANSWER_AT` u64 the last answer
 
 The writer of a slot is one process (or thread) only. Slots are claimed by `claim` under a file lock in the worker.
 
 The sentence is not the writer's: whoever ends the task of a slot from outside writes it before it kills, so that the
 worker's main process, which sees a dead child, and the daemon, which may be the only one left, agree on why. Who then
 does the rest (record, result, acknowledgement) is settled by `settle`, once.
+
+Nor is the answer: by it the main process tells a pool child whether a task may begin, see `limetaskd.worker.once`.
 """
 
 from __future__ import annotations
@@ -41,9 +43,15 @@ _HEAD = struct.Struct("<QQQQdd")
 # started (unix s, which task is meant), reason, who settled it
 _SENTENCE = struct.Struct("<dII")
 _SENTENCE_AT = 720
+# In one move of the processor, unlike the standard sizes: the other process sees all of it or nothing.
+_NUMBER = struct.Struct("@Q")
+_UNANSWERED_AT = 16
+_ANSWER_AT = 736
+_NO = 1 << 63  # beside the number
 SLOT_BYTES = 768
 assert _SLOT.size <= _SENTENCE_AT
-assert _SENTENCE_AT + _SENTENCE.size <= SLOT_BYTES
+assert _SENTENCE_AT + _SENTENCE.size <= _ANSWER_AT
+assert _ANSWER_AT + _NUMBER.size <= SLOT_BYTES
 _READ_TRIES = 50
 _LOCK_STEP_S = 0.001
 _EARLY_ACK = 1
@@ -277,6 +285,21 @@ class Board:
             else:
                 return
 
+    # The answer.
+
+    def answer(self, pid: int, number: int, *, yes: bool) -> None:
+        """Tell the process `pid` whether what it asks with `number` (of one process, growing) is granted."""
+        for index in range(self.slots):
+            _, owner, _, claimed, _, _ = _HEAD.unpack_from(self._memory, self._offset(index))
+            if not claimed:
+                return  # they are claimed from the first on
+            if owner == pid:
+                _NUMBER.pack_into(self._memory, self._offset(index) + _ANSWER_AT, number if yes else number | _NO)
+
+    def answer_no_more(self, number: int) -> None:
+        """Whoever asks with `number` or a lower one, and has no answer yet, gets none."""
+        _NUMBER.pack_into(self._memory, _UNANSWERED_AT, number)
+
     def claim(self, *, index: int | None = None) -> SlotWriter | None:
         """Take a free slot (or `index`) for the calling process; None when all are taken.
 
@@ -331,6 +354,15 @@ class SlotWriter:
         )  # fmt: skip
         self._memory[self._offset : self._offset + _SLOT.size] = packed
         _SEQUENCE.pack_into(self._memory, self._offset, self._sequence)
+
+    def answer(self, number: int) -> bool | None:
+        """What the main process says to `number`; None: nothing yet."""
+        # In this order: an answer that was given before the end of answers counts.
+        over = _NUMBER.unpack_from(self._memory, _UNANSWERED_AT)[0] >= number
+        answer = _NUMBER.unpack_from(self._memory, self._offset + _ANSWER_AT)[0]
+        if answer == number:
+            return True
+        return False if over or answer == number | _NO else None
 
     def weigh(self, base_bytes: int) -> None:
         """Note the private memory of this process, right after its fork."""

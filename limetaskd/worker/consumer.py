@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,6 @@ from limetaskd.worker.runtime import one_line
 logger = logging.getLogger(__name__)
 
 EX_CONFIG = 78
-# A thread whose task may begin when its message is acknowledged waits so long for the event loop.
-_ACK_PATIENCE_S = 10.0
 # AMQP: access refused, not found, precondition failed (declared with other arguments).
 _REFUSALS = (403, 404, 406)
 _PAUSE_STEPS, _PAUSE_STEP_S = 10, 0.1
@@ -152,28 +150,28 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         if self.hub is not None and self.hub._ready:
             os.eventfd_write(self.lime.wake, 1)
 
-    def call_soon_ack(self, p: Callable[..., Any], *args: Any, before_start: bool = False, **kwargs: Any) -> Any:
-        """Celery's; `before_start`: the acknowledgement is out when this returns, or is not sent any more.
+    def call_soon_ack(
+        self, p: Callable[..., Any], *args: Any, before_start: Future[None] | None = None, **kwargs: Any
+    ) -> Any:
+        """Celery's. `before_start` is done when the acknowledgement is out, or has failed; cancelled, it is not sent.
 
         Only the thread of the loop may use the connection.
         """
-        if not before_start:
+        if before_start is None:
             return super().call_soon_ack(p, *args, **kwargs)
-        if self.hub is None or threading.current_thread() is threading.main_thread():
-            return p(*args, **kwargs)
-        sent: Future[None] = Future()
 
         def send() -> None:
-            if sent.set_running_or_notify_cancel():
+            if before_start.set_running_or_notify_cancel():
                 try:
                     p(*args, **kwargs)
+                except BrokenPipeError as error:
+                    logger.debug("%s", error)  # kombu has logged it; who waits sees that nothing is acknowledged
                 finally:
-                    sent.set_result(None)
+                    before_start.set_result(None)
 
-        self.hub.call_soon(send)
-        if not wait([sent], _ACK_PATIENCE_S).done and not sent.cancel():
-            wait([sent])  # it is being sent
-        return sent
+        if self.hub is None or threading.current_thread() is threading.main_thread():
+            return send()
+        return self.hub.call_soon(send)
 
     def perform_pending_operations(self) -> None:
         """Each turn of the loop of transports without an event loop."""

@@ -127,6 +127,8 @@ class Keeper:
         # What came over a connection that is no more has gone back to its queue, and cannot be acknowledged.
         channel = consumer.task_consumer.channel
         for request in tuple(worker_state.active_requests):
+            if not request.task.acks_late:
+                continue  # it is acknowledged, or is about to be, before it begins
             late = not request.acknowledged and request.kept is None and request.received_at < oldest
             if late and request.message.channel is channel:
                 self._try(self._keep, consumer, request)

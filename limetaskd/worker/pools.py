@@ -23,14 +23,11 @@ from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as CeleryThreads
 
 from limetaskd.errors import LimetaskError
+from limetaskd.worker.once import NotBegunError
 
 
 class TaskExitError(LimetaskError):
     """The task tried to end its process (sys.exit), which it shares with others."""
-
-
-class NotBegunError(LimetaskError):
-    """A task that may run at most once was accepted and is not begun: its message may come again."""
 
 
 def _settled(callback: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
@@ -55,11 +52,16 @@ class Children(AsynPool):  # type: ignore[misc]
 
     # Set by the worker: whether the process `pid` has begun (or ended) the task last.
     begun: Callable[[int, str], bool] = staticmethod(lambda _pid, _task_id: False)
+    flushed: Callable[[], None] = staticmethod(lambda: None)  # the connection is lost
 
     @property
     def timers(self) -> dict[Callable[[], Any], float]:
         """A death whose signal was missed is noticed within a second; Celery takes five."""
         return {self.maintain_pool: 1.0}
+
+    def flush(self) -> None:
+        super().flush()
+        self.flushed()
 
     def on_partial_read(self, job: Any, proc: Any) -> None:
         """The child died. Its word that it begins may be lost with it: then Celery runs the task once more."""

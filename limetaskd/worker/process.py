@@ -43,6 +43,8 @@ class Gate(bootsteps.Step):  # type: ignore[misc]
             if drain.requested:
                 drain.held.append(task_request)
             elif worker.endings.admit(task_request):
+                if not task_request.task.acks_late:
+                    worker.lime.permits.number(task_request)
                 process_task(task_request)
 
         worker.process_task = gated
@@ -60,6 +62,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
     def __init__(self, app: Any = None, *, lime: Runtime, **kwargs: Any) -> None:
         self.lime = lime
         pools.Children.begun = staticmethod(lime.board.begun)
+        pools.Children.flushed = staticmethod(lime.permits.connection_lost)
         self.recorder = Recorder(lime.settings)
         self.keeper = Keeper(lime, self.recorder)
         self.endings = Endings(app, lime, self.recorder, self.keeper)
@@ -71,7 +74,7 @@ class Worker(CeleryWorker):  # type: ignore[misc]
                 kwargs[key] = _POOLS.get(pool, pool)
         super().__init__(app=app, **kwargs)
         limits = (self.soft_time_limit, self.time_limit)
-        self.tracer = Tracer(self.recorder, lime.board, limits, lime.level.follow)
+        self.tracer = Tracer(self.recorder, lime.board, limits, lime.permits, lime.level.follow)
         signals.worker_process_init.connect(self._on_child, weak=False)
         signals.task_unknown.connect(self._on_unknown, weak=False)
 

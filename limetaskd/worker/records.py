@@ -19,6 +19,7 @@ from celery.exceptions import Ignore, Reject
 from limetaskd.core.settings import Settings
 from limetaskd.tasks.message import ROUTED_QUEUE_HEADER, SENT_AT_HEADER, USER_HEADER
 from limetaskd.worker.logs import EXECUTION_LOGGER
+from limetaskd.worker.once import Permits
 from limetaskd.worker.scoreboard import Scoreboard
 
 logger = logging.getLogger(EXECUTION_LOGGER)
@@ -119,6 +120,7 @@ class Tracer:
         recorder: Recorder,
         board: Scoreboard,
         limits: tuple[float | None, float | None],
+        permits: Permits,
         before: Callable[[], None] = lambda: None,
     ) -> None:
         """`limits`: soft and hard limit of the pool in seconds, for tasks that have none of their own.
@@ -129,6 +131,7 @@ class Tracer:
         self._before = before
         self._board = board
         self._limits = limits
+        self._permits = permits
 
     def wrap_all(self, app: Any) -> None:
         """Celery rebuilds the tracers in each child, and at each connection."""
@@ -137,7 +140,7 @@ class Tracer:
                 task.__trace__ = self.wrap(task, task.__trace__)
 
     def wrap(self, task: Any, trace: Callable[..., Any]) -> Callable[..., Any]:
-        recorder, board, before = self._recorder, self._board, self._before
+        recorder, board, permits, before = self._recorder, self._board, self._permits, self._before
         name = task.name
         soft_default = task.soft_time_limit or self._limits[0]
         hard_default = task.time_limit or self._limits[1]
@@ -166,6 +169,8 @@ class Tracer:
             recorded = False
             failed = False
             try:
+                if early_ack:
+                    permits.ask(slot, headers)
                 try:
                     result = trace(uuid, args, kwargs, request)
                 except (Reject, Ignore) as error:

@@ -11,6 +11,8 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -22,7 +24,7 @@ from kombu.utils.imports import symbol_by_name
 from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_WORKER, BY_WORKER_DONE, TIME_LIMIT, Sentence, Slot
 from limetaskd.worker import logs
 from limetaskd.worker.endings import Endings
-from limetaskd.worker.pools import NotBegunError
+from limetaskd.worker.once import NotBegunError
 from limetaskd.worker.records import FAILURE, SUCCESS, Recorder
 from limetaskd.worker.runtime import Runtime
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DEATH_S = 2.0
+_CONNECTED_S = 0.5  # how often a thread that waits for the event loop looks whether there is still a connection
 
 
 def _unwrapped(exc_info: Any) -> BaseException:
@@ -84,6 +87,7 @@ class RequestMixin:
     _redelivered = False
     _stored: Any = False
     _died_first = False
+    _accepting = False
     kept: KeptRequest | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -145,31 +149,65 @@ class RequestMixin:
         self.acknowledge()
 
     def on_accepted(self: Any, pid: int, time_accepted: float) -> None:
-        if pid == os.getpid() and not self.task.acks_late and self.kept is None:
-            self._acknowledge_first()
-        super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+        """Celery's; a task that is acknowledged early has not begun yet, see once.py."""
+        self._accepting = early = not self.task.acks_late
+        try:
+            super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+        finally:
+            self._accepting = False
+        if not early:
+            return
+        if pid == os.getpid():
+            self.runtime.permits.accepted(self)  # it asks when its slot has begun
+            return
+        try:
+            with suppress(NotBegunError):
+                self.acknowledge_first()
+        finally:  # the child waits
+            self.runtime.permits.answer(self, yes=self.acknowledged)
 
-    def _acknowledge_first(self: Any) -> None:
-        """At most once, in this very process: should the task take it along, its message must have gone before.
-
-        Celery would wait for the next turn of its loop: with solo, for the end of the task. Raises NotBegunError.
-        """
-        consumer = self.runtime.consumer.task_consumer
-        # What came over a connection that is no more has gone back to its queue already.
-        if consumer is not None and self.message.channel is consumer.channel:
-            self._on_ack(celery_logger, self._connection_errors, before_start=True)
-            if self.message.acknowledged:
-                self.acknowledged = True
-                return
-            worker_state.task_ready(self)
-            self.reject(requeue=True)
+    def acknowledge_first(self: Any) -> None:
+        """Return when the message is acknowledged. Raises NotBegunError when it is, or goes, back in its queue."""
+        if self.kept is not None:
+            self.acknowledge()
+            return
+        sent: Future[None] = Future()
+        sent.add_done_callback(self._note_acknowledged)
+        if self._connected():
+            self._on_ack(celery_logger, self._connection_errors, before_start=sent)
+            while not wait([sent], _CONNECTED_S).done:
+                if not self._connected():
+                    sent.cancel()
+        if self.acknowledged:
+            return
         logger.warning(
             "task %s[%s] is not begun: its message could not be acknowledged, and is in its queue again",
             self.task.name, self.id,
         )  # fmt: skip
+        if self._connected():
+            self.reject(requeue=True)
+        self._forget()
         raise NotBegunError
 
+    def _note_acknowledged(self: Any, _sent: Future[None]) -> None:
+        """In the thread of the loop, which may give back whatever is not acknowledged."""
+        self.acknowledged = self.message.acknowledged
+
+    def _connected(self: Any) -> bool:
+        """What came over a connection that is no more has gone back to its queue already."""
+        consumer = self.runtime.consumer.task_consumer
+        return consumer is not None and self.message.channel is consumer.channel
+
+    def _forget(self: Any) -> None:
+        """Celery forgets by the id, which the next delivery of the message has, too."""
+        if worker_state.requests.get(self.id) is self:
+            worker_state.task_ready(self)
+        worker_state.active_requests.discard(self)
+        worker_state.reserved_requests.discard(self)
+
     def acknowledge(self: Any) -> None:
+        if self._accepting:
+            return
         with self.settling:
             super().acknowledge()  # type: ignore[misc]
 
@@ -204,6 +242,9 @@ class RequestMixin:
             self.record(FAILURE, "time_limit")
 
     def on_failure(self: Any, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        if isinstance(_unwrapped(exc_info), NotBegunError):
+            self._forget()
+            return
         with self.runtime.waiting_for("the result store"):
             self._on_failure(exc_info, send_failed_event, return_ok)
 

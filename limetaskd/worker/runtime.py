@@ -24,6 +24,7 @@ from limetaskd.worker import logs
 from limetaskd.worker.drain import Drain
 from limetaskd.worker.level import Level
 from limetaskd.worker.link import Link
+from limetaskd.worker.once import Permits
 from limetaskd.worker.scoreboard import Scoreboard
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Runtime:
         timeout_s = spec.shutdown_timeout_s if spec else settings.shutdown_timeout_s
         self.drain = Drain(timeout_s, self._on_drain)
         self.board = Scoreboard(spec.board if spec else None, spec.concurrency if spec else None)
+        self.permits = Permits(self.board)
         # Written by signal handlers and by the link's thread, read by the event loop.
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.drain.wake = self.wake

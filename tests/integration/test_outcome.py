@@ -79,9 +79,12 @@ def test_a_poison_task_goes_to_quarantine_and_the_others_go_on(
     assert len(daemon.records()) == 12
 
 
-@pytest.mark.parametrize("pool", ["solo", "threads"])
+@pytest.mark.parametrize(
+    ("pool", "name"),
+    [("solo", "once"), ("threads", "once"), ("prefork", "once"), ("prefork", "parricide")],
+)
 def test_at_most_once_is_failure_at_once_also_when_the_worker_dies(
-    urls: Urls, make_daemon: MakeDaemon, pool: str  # noqa: F811
+    urls: Urls, make_daemon: MakeDaemon, pool: str, name: str  # noqa: F811
 ) -> None:
     daemon = start(make_daemon, urls.broker, urls.backend, pools={"all": {"pool": pool, "concurrency": 1}})
     agent = agent_pid(daemon)
@@ -89,7 +92,7 @@ def test_at_most_once_is_failure_at_once_also_when_the_worker_dies(
         # It can put up no tombstone in time: its message must have been acknowledged before it began.
         os.kill(agent, signal.SIGSTOP)
         try:
-            lost = sender.send("bad.once", str(daemon.folder))
+            lost = sender.send(f"bad.{name}", str(daemon.folder))
             assert isinstance(sender.result(sender.send("bad.pid")), int)
         finally:
             os.kill(agent, signal.SIGCONT)
@@ -106,11 +109,12 @@ def waiting(urls: Urls, queue: str) -> int:  # noqa: F811
         return int(channel.queue_declare(queue, passive=True).message_count)
 
 
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_at_most_once_is_once_over_a_connection_that_breaks(
-    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon  # noqa: F811
+    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon, pool: str  # noqa: F811
 ) -> None:
-    """What waits for a thread goes back to its queue, and comes again: only one of the two may run."""
-    pools = {"all": {"pool": "threads", "concurrency": 1, "prefetch": 4}}
+    """What waits for a slot goes back to its queue, and comes again: only one of the two may run."""
+    pools = {"all": {"pool": pool, "concurrency": 1, "prefetch": 4}}
     daemon = start(make_daemon, urls.broker, urls.backend, delivery="at-most-once", pools=pools)
     worker = daemon.worker("all:0")["pid"]
     words = ["a", "b", "c", "d"]

@@ -136,6 +136,14 @@ SOURCE = '''
         os._exit(3)
 
 
+    @task(name="bad.parricide", delivery="at-most-once")
+    def kill_main(folder):
+        """Its worker's main process dies in the moment in which it begins."""
+        note(folder, "once")
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(120)
+
+
     @task(name="bad.segv")
     def segv(folder):
         note(folder, "segv")

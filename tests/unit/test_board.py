@@ -157,3 +157,26 @@ def test_who_has_patience_does_not_wait_for_a_process_that_was_stopped(tmp_path:
         os.close(ready)
         os.close(told)
     assert board.condemn(slot, TIME_LIMIT)
+
+
+def test_an_answer_is_for_one_number_of_one_process() -> None:
+    board = Board.create(None, 2)
+    writer = board.claim()
+    assert writer is not None
+    assert writer.answer(1) is None
+    board.answer(os.getpid() + 1, 1, yes=True)  # somebody else
+    assert writer.answer(1) is None
+    board.answer(os.getpid(), 1, yes=True)
+    writer.begin("task", "t", "q")  # what the slot says of itself is no answer
+    assert [writer.answer(number) for number in (1, 2)] == [True, None]
+    board.answer(os.getpid(), 2, yes=False)
+    assert [writer.answer(number) for number in (2, 3)] == [False, None]
+
+
+def test_what_is_not_answered_by_the_end_of_answers_is_refused() -> None:
+    board = Board.create(None, 1)
+    writer = board.claim()
+    assert writer is not None
+    board.answer(os.getpid(), 2, yes=True)
+    board.answer_no_more(3)
+    assert [writer.answer(number) for number in (1, 2, 3, 4)] == [False, True, False, None]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pytest
 from celery.worker import loops
 
 import limetaskd.worker.consumer
 from limetaskd.worker.consumer import Consumer
-from tests.support.waiting import wait_until
 
 
 class Connection:
@@ -43,24 +41,22 @@ def consumer(calls: list[Any]) -> Consumer:
 def test_a_thread_waits_until_the_loop_has_acknowledged_what_it_is_to_begin() -> None:
     calls: list[Any] = []
     sent: list[str] = []
-    ours = consumer(calls)
+    done: Future[None] = Future()
     with ThreadPoolExecutor(1) as threads:
-        begun = threads.submit(ours.call_soon_ack, sent.append, "ack", before_start=True)
-        wait_until(lambda: calls, 10, "the thread to ask")
-        assert not begun.done()
-        calls[0]()
-        begun.result(10)
-    assert sent == ["ack"]
+        threads.submit(consumer(calls).call_soon_ack, sent.append, "ack", before_start=done).result(10)
+    assert (sent, done.done()) == ([], False)
+    calls[0]()
+    assert (sent, done.done()) == (["ack"], True)
 
 
-def test_an_acknowledgement_that_nobody_waits_for_any_more_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The task has not begun, and its message must go back."""
-    monkeypatch.setattr(limetaskd.worker.consumer, "_ACK_PATIENCE_S", 0.05)
+def test_an_acknowledgement_that_nobody_waits_for_any_more_is_not_sent() -> None:
+    """The task does not begin, and its message is in its queue again."""
     calls: list[Any] = []
     sent: list[str] = []
-    ours = consumer(calls)
+    done: Future[None] = Future()
     with ThreadPoolExecutor(1) as threads:
-        threads.submit(ours.call_soon_ack, sent.append, "ack", before_start=True).result(10)
+        threads.submit(consumer(calls).call_soon_ack, sent.append, "ack", before_start=done).result(10)
+    assert done.cancel()
     calls[0]()
     assert sent == []
 
@@ -68,5 +64,15 @@ def test_an_acknowledgement_that_nobody_waits_for_any_more_is_not_sent(monkeypat
 def test_the_thread_of_the_loop_acknowledges_at_once() -> None:
     calls: list[Any] = []
     sent: list[str] = []
-    consumer(calls).call_soon_ack(sent.append, "ack", before_start=True)
-    assert (sent, calls) == (["ack"], [])
+    done: Future[None] = Future()
+    consumer(calls).call_soon_ack(sent.append, "ack", before_start=done)
+    assert (sent, calls, done.done()) == (["ack"], [], True)
+
+
+def test_a_broken_pipe_is_the_answer_that_nothing_was_acknowledged() -> None:
+    def ack() -> None:
+        raise BrokenPipeError
+
+    done: Future[None] = Future()
+    consumer([]).call_soon_ack(ack, before_start=done)
+    assert done.done()

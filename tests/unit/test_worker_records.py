@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -19,7 +20,8 @@ from hypothesis import strategies as st
 from limetaskd.beat.scheduler import planned_at
 from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_NOBODY, BY_WORKER, TIME_LIMIT
 from limetaskd.core.settings import Queue, Routing, Settings
-from limetaskd.worker.records import Recorder, latency_ms, outcome_of
+from limetaskd.worker.once import NotBegunError
+from limetaskd.worker.records import Recorder, Tracer, latency_ms, outcome_of
 from limetaskd.worker.request import RequestMixin
 from limetaskd.worker.scoreboard import Scoreboard
 
@@ -163,3 +165,27 @@ def test_a_task_that_the_daemon_has_recorded_is_not_recorded_by_its_worker(settl
 
     Made().record("FAILURE", TIME_LIMIT)
     assert len(records) == written
+
+
+@pytest.mark.parametrize("granted", [True, False])
+def test_what_may_run_once_asks_when_its_slot_says_that_it_runs(granted: bool) -> None:
+    """From then on its death is told; one that must not begin leaves nothing."""
+    scoreboard = Scoreboard(None, 1)
+    asked: list[bool] = []
+
+    def ask(_slot: Any, headers: Any) -> None:
+        asked.append(scoreboard.running(os.getpid(), headers["id"]) is not None)
+        if not granted:
+            raise NotBegunError
+
+    records: list[Any] = []
+    recorder: Any = SimpleNamespace(queue_of=lambda _headers: "q", write=lambda *args, **_: records.append(args))
+    permits: Any = SimpleNamespace(ask=ask)
+    task = SimpleNamespace(name="t", soft_time_limit=None, time_limit=None, acks_late=False)
+    traced = Tracer(recorder, scoreboard, (None, None), permits).wrap(task, lambda *_: (1, None, 0.1, None))
+    with nullcontext() if granted else pytest.raises(NotBegunError):
+        traced("1", (), {}, {"id": "1"})
+    assert asked == [True]
+    assert len(records) == granted
+    assert scoreboard.running(os.getpid(), "1") is None
+    assert scoreboard.ended(os.getpid(), "1") is granted
