@@ -80,7 +80,7 @@ def tell_daemon(channel: str, state: object) -> None:
 
 def run_supervised(kind: str) -> int:
     """A process of the daemon: the exit code."""
-    from limetaskd.core.record import write_own_record
+    from limetaskd.core.record import NumberTakenError, write_own_record
     from limetaskd.core.spec import SPEC_VARIABLE, ProcessSpec
 
     try:
@@ -88,7 +88,11 @@ def run_supervised(kind: str) -> int:
     except (KeyError, ValueError, TypeError) as error:
         refuse(f"limetaskd: {SPEC_VARIABLE} holds no usable process spec ({error}): {kind} is started by the daemon")
         raise AssertionError("unreachable") from error
-    write_own_record(spec)
+    try:
+        write_own_record(spec)
+    except NumberTakenError as error:
+        sys.stderr.write(f"{error}\n")
+        return os.EX_TEMPFAIL
     problem = interpreter_problem()
     if problem is not None:
         from limetaskd.core.channel import Phase, State

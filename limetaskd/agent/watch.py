@@ -91,6 +91,8 @@ class Watch(threading.Thread):
                 logger.exception("the command %s failed", command)
                 answer(None, redact_text(f"{type(error).__name__}: {error}"))
             deadline = min(deadline, self._figures_due)
+            if time.monotonic() >= deadline:
+                return  # however many wait: each may take long, and nobody else does the rest
 
     def _keep_up(self) -> None:
         """Connect when needed, restore when due, and look."""

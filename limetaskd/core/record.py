@@ -13,12 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from limetaskd.core.documents import loads
-from limetaskd.core.process import known_place, process_start_ticks
+from limetaskd.core.process import known_place, process_lives, process_start_ticks
 from limetaskd.core.spec import ProcessSpec
+from limetaskd.errors import LimetaskError
 
 RECORD_VERSION = 1
 _MOST_PID = 2**22  # of the kernel
 _LONGEST_S = 1e9
+
+
+class NumberTakenError(LimetaskError):
+    """Another living process has the name and the number of this one."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,11 @@ class ProcessRecord:
 
 
 def write_own_record(spec: ProcessSpec) -> None:
-    """Write the record of the calling process, atomically; without a path (run by hand): nothing."""
+    """Write the record of the calling process, atomically; without a path (run by hand): nothing.
+
+    Raises OSError, and NumberTakenError: this process came so late that the next daemon did not know of it, and has
+    given its number to another one.
+    """
     if spec.record is None:
         return
     pid = os.getpid()
@@ -88,7 +97,19 @@ def write_own_record(spec: ProcessSpec) -> None:
     temporary = path.with_name(f".{path.name}.{pid}.new")
     try:
         temporary.write_text(record.to_json())
-        temporary.rename(path)
-    except OSError:
+        try:
+            os.link(temporary, path)
+        except OSError:  # it is there, or its file system knows no links
+            _refuse_if_taken(path)
+            temporary.rename(path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def _refuse_if_taken(path: Path) -> None:
+    try:
+        other = ProcessRecord.from_json(path.read_text())
+    except (OSError, ValueError):
+        return
+    if other.pid != os.getpid() and other.may_live(known_place()) and process_lives(other.pid, other.start_ticks):
+        raise NumberTakenError(f"limetaskd: {path.stem} is pid {other.pid} now: this process came too late, and ends")

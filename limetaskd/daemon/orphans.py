@@ -109,9 +109,7 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains], dict[str, int]]
     kept: set[str] = set()  # scoreboards
     place = known_place()
     for path in sorted(Path(paths.processes).glob("*.json")):
-        name, _, number = path.stem.rpartition(".")
-        if number.isdecimal():
-            taken[name] = max(taken.get(name, 0), int(number))
+        _take(taken, path.stem)
         try:
             record = ProcessRecord.from_json(path.read_text())
             recorded = path.stat().st_mtime
@@ -130,10 +128,17 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains], dict[str, int]]
         if record.board:
             kept.add(record.board)
     for path in Path(paths.boards).iterdir():
+        _take(taken, path.name)  # a process that has not written its record yet
         if str(path) not in kept:
             path.unlink(missing_ok=True)
     found.sort(key=lambda orphan: -orphan.record.generation)
     return found, sorted(remains, key=lambda dead: dead.generation), taken
+
+
+def _take(taken: dict[str, int], name: str) -> None:
+    name, _, number = name.rpartition(".")
+    if number.isdecimal():
+        taken[name] = max(taken.get(name, 0), int(number))
 
 
 def remove_record(path: str, pid: int) -> None:

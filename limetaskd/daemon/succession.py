@@ -21,7 +21,7 @@ class UnitMemory:
     restarts: int = 0
     deaths: tuple[float, ...] = ()
     stopped: bool = False  # by an operator
-    given_up: bool = False  # FATAL, or the first process out of it has not consumed yet
+    given_up: bool = False  # FATAL, or tried out of it and not at work yet
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,8 @@ class Unit:
         return waits or self.state in engine.ENDED_STATES or self.state == engine.RUNNING
 
     def _announce(self, old: int, new: int) -> None:
+        if new == engine.RUNNING:
+            self._trial = False
         self._host.events.emit(
             "process_state",
             process=self.name,
@@ -422,7 +424,6 @@ class Unit:
     def _follow_phase(self, report: State) -> None:
         if report.phase == Phase.CONSUMING and self.state == engine.STARTING:
             self.reason = None
-            self._trial = False
             self.machine.change_state(engine.RUNNING)
         elif report.phase == Phase.CONNECTING and self.state in {engine.RUNNING, engine.STARTING}:
             known = self.reason

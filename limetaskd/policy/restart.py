@@ -46,8 +46,8 @@ class RestartPolicy:
         """What follows a death.
 
         `deaths`: monotonic seconds of this process's deaths, the one to decide about included; `now`: monotonic
-        seconds; `jitter`: random in [0, 1). `trial`: what died had been tried out of FATAL and had not yet lived
-        for `period_s`, so it is FATAL again, whatever the count.
+        seconds; `jitter`: random in [0, 1). `trial`: what died had been tried out of FATAL and never was at work, so
+        it is FATAL again, whatever the count.
         """
         count = max(1, len(self.recent(deaths, now)))
         if trial or count > self.intensity:

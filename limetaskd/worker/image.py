@@ -372,9 +372,14 @@ def main(spec: ProcessSpec) -> int:
         "%d modules imported in %.2f s", len(image.files), image.imported_s, extra={"action": "preloaded"}
     )
     child = _run(image)
-    from limetaskd.core.record import write_own_record
+    from limetaskd.core.record import NumberTakenError, write_own_record
 
-    write_own_record(child)
+    try:
+        write_own_record(child)
+    except NumberTakenError as error:
+        logger.error("%s", error)
+        flush()
+        os._exit(os.EX_TEMPFAIL)
     status = int(importlib.import_module(f"limetaskd.{child.kind}.main").main(child) or 0)
     if child.kind == "agent":
         flush()

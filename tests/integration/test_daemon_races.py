@@ -168,6 +168,42 @@ def test_a_process_whose_record_was_damaged_is_found_by_its_reports(daemon: Daem
     assert daemon.processes() == []
 
 
+def test_a_process_that_comes_to_life_after_its_daemon_died_takes_nothing_from_the_living(
+    config: dict[str, Any], make_daemon: MakeDaemon
+) -> None:
+    config["limetaskd"]["preload"] = False
+    daemon = make_daemon(config)
+    slow, held = daemon.folder / "slow", daemon.folder / "held"
+    daemon.module("crmtasks", SOURCE)
+    daemon.module("sitecustomize", f"""
+        import json, os, pathlib, time
+
+        slow, held = pathlib.Path({str(slow)!r}), pathlib.Path({str(held)!r})
+        if slow.exists() and json.loads(os.environ.get("LIMETASKD_SPEC", "{{}}")).get("name") == "asap:0":
+            slow.write_text(str(os.getpid()))
+            slow.rename(held)
+            while held.exists():
+                time.sleep(0.02)
+    """)
+    slow.touch()
+    daemon.start()
+    wait_until(held.exists)  # the daemon knows it, and it has left no word of itself
+    late = int(held.read_text())
+    daemon.kill()
+    daemon.start()
+    daemon.wait_running()
+    new = daemon.worker("asap:0")["pid"]
+    assert new != late
+    held.unlink()
+    wait_until(lambda: gone(late), 60)
+    daemon.kill()
+    daemon.start()
+    daemon.wait_running()
+    assert daemon.worker("asap:0")["pid"] == new
+    assert daemon.stop() == 0
+    assert daemon.processes() == []
+
+
 def test_what_a_dead_process_has_left_is_not_taken_for_that_of_its_replacement(daemon: Daemon) -> None:
     """The older process of a name lives, the newer one died with a task while no daemon ran."""
     with Sender(daemon) as sender:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import queue
+import time
+from typing import Any
+
 from limetaskd.agent.brokers import away, connection_of
 from limetaskd.agent.main import answerable, fitting
+from limetaskd.agent.watch import Watch
 from limetaskd.core.channel import Phase, Reply, State, encode
 from tests.support.channel import settings_of
 
@@ -52,3 +57,21 @@ def test_an_answer_that_is_too_large_arrives_with_less() -> None:
     assert one.result["tasks"][0]["id"] == "a"
     small = Reply(1, None, {"tasks": many[:1]})
     assert answerable(small) is small
+
+
+def test_commands_that_take_long_do_not_keep_the_agent_from_the_rest() -> None:
+    """A result store that swallows what it is sent: the daemon asks again before the last answer is there."""
+    watch: Any = Watch.__new__(Watch)
+    watch._jobs = queue.Queue()
+    watch._figures_due = time.monotonic()
+    watch._obey = lambda command, _params: {"done": command}
+    done: list[Any] = []
+    for number in range(3):
+        watch._jobs.put((number, {}, lambda result, _error: done.append(result)))
+    watch._work_until(watch._figures_due)
+    assert done == [{"done": 0}]
+    # Those that do not take long are carried out one after the other, until the rest is due.
+    watch._figures_due = time.monotonic() + 60
+    watch._jobs.put((3, {}, lambda _result, _error: setattr(watch, "_figures_due", 0.0)))
+    watch._work_until(time.monotonic() + 60)
+    assert done == [{"done": number} for number in range(3)]

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from limetaskd.core.process import known_place, process_start_ticks
-from limetaskd.core.record import ProcessRecord
+from limetaskd.core.record import NumberTakenError, ProcessRecord, write_own_record
+from limetaskd.core.spec import ProcessSpec
 from limetaskd.daemon import orphans
 from limetaskd.daemon.files import make_folders
 from limetaskd.daemon.launch import Paths
@@ -50,6 +52,30 @@ def test_the_number_of_a_process_whose_record_is_damaged_is_taken(tmp_path: Path
         write_record(paths, dataclasses.replace(OURS, generation=number)).write_text("{")
     (Path(paths.processes) / "somebody's.json").touch()
     assert find_all(paths) == ([], [], {"asap:0": 10})
+
+
+def test_the_number_of_a_process_that_has_no_record_yet_is_taken(tmp_path: Path) -> None:
+    """Its daemon makes the scoreboard first."""
+    paths = Paths(str(tmp_path), str(tmp_path))
+    make_folders(paths.processes, paths.boards)
+    Path(paths.board("asap:0", 3)).touch()
+    assert find_all(paths) == ([], [], {"asap:0": 3})
+
+
+def test_who_comes_late_takes_no_number_from_the_living(tmp_path: Path) -> None:
+    path = tmp_path / "asap:0.1.json"
+    spec = ProcessSpec("worker", "asap:0", "asap", 1, "", "", "/log", record=str(path))
+    with subprocess.Popen(["sleep", "60"]) as other:
+        ticks = process_start_ticks(other.pid) or 0
+        path.write_text(dataclasses.replace(OURS, pid=other.pid, start_ticks=ticks).to_json())
+        with pytest.raises(NumberTakenError, match=str(other.pid)):
+            write_own_record(spec)
+        assert ProcessRecord.from_json(path.read_text()).pid == other.pid
+        other.kill()
+    write_own_record(spec)
+    write_own_record(spec)  # it is its own
+    assert ProcessRecord.from_json(path.read_text()).pid == os.getpid()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_record_of_the_living_is_not_removed_with_the_dead(tmp_path: Path) -> None:

@@ -317,6 +317,32 @@ def test_what_was_given_up_gets_one_try_of_the_next_daemon(host: Host, unit: Uni
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("how", ["consumes", "answers", "succeeds"])
+def test_what_is_at_work_again_is_not_given_up_any_more(host: Host, unit: Unit, how: str) -> None:
+    async def run() -> None:
+        host.births = [process(1), process(2), process(3)]
+        unit.recall(UnitMemory(7, (), stopped=False, given_up=True), same_boot=True)
+        unit.come_up()
+        await unit.changed(5)
+        assert unit.current is not None
+        if how == "consumes":
+            consume(unit.current, unit)  # type: ignore[arg-type]
+        elif how == "answers":
+            unit.became_ready()
+        else:
+            await unit.bear_successor()
+            unit.succeed()
+        assert unit.state == engine.RUNNING
+        assert not unit.remember().given_up
+        die(unit.current, unit)  # type: ignore[arg-type]
+        assert unit.state == engine.STARTING
+        host.called_off.set()
+        unit.stop()
+        await asyncio.gather(*host.tasks)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("change", ["stopped", "started", "retired"])
 def test_what_changed_while_it_waited_for_others_is_respected(host: Host, unit: Unit, change: str) -> None:
     """A schedule that waits for the end of another one comes up late."""
