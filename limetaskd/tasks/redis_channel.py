@@ -302,13 +302,18 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]
 
     # -- giving back ---------------------------------------------------------------------------------------------
 
-    def release(self, delivery_tag: str) -> None:
-        """The message is done with. Raises redis.ConnectionError on a channel that is closed."""
+    def release(self, delivery_tag: str) -> bool:
+        """The message is done with; False when it had been given back before, and is, or was, somebody else's.
+
+        Raises redis.ConnectionError on a channel that is closed.
+        """
         if not self._recorded(delivery_tag):
-            return
+            return True
         self._require_open()
-        if not self.scripts().hdel(self.unacked_hash, delivery_tag):
-            logger.debug("message %s had been given back before it was acknowledged", delivery_tag)
+        if self.scripts().hdel(self.unacked_hash, delivery_tag):
+            return True
+        logger.debug("message %s had been given back before it was acknowledged", delivery_tag)
+        return False
 
     def give_back(self, delivery_tags: list[str]) -> int:
         """Put messages back to the head of their queues. Broadcasts are not repeated. Returns how many.

@@ -17,6 +17,8 @@ class UnreadableMessageError(ValueError):
 class Message(virtual.Message):  # type: ignore[misc]
     """kombu's message; one with a damaged body says so with an error of its own."""
 
+    given_back = False  # it was acknowledged too late: somebody else has it, or had it
+
     def __init__(self, payload: Any, channel: Any = None, **kwargs: Any) -> None:
         try:
             super().__init__(payload, channel=channel, **kwargs)
@@ -31,7 +33,9 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        self.channel.release(delivery_tag)
+        message = self._delivered.get(delivery_tag)
+        if not self.channel.release(delivery_tag) and message is not None:
+            message.given_back = True
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:

@@ -4,8 +4,8 @@ Celery acknowledges in the next turn of its event loop: by then a pool child has
 they take their worker along, the message comes again. Here the slot says first that the task runs (so that a death is
 told from now on), then the main process acknowledges, and only then the task begins.
 
-    in the main process (threads, solo)     the request waits for the event loop
-    in a pool child                         it waits for the answer to its number, on the scoreboard
+    in the main process (threads, solo, ...)   the request waits for the event loop
+    in a pool child                            it waits for the answer to its number, on the scoreboard
 
 What cannot be acknowledged is not begun: its connection broke, and its message is in its queue again.
 """
@@ -13,9 +13,9 @@ What cannot be acknowledged is not begun: its connection broke, and its message 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from limetaskd.core.board import SlotWriter
@@ -37,7 +37,7 @@ class Permits:
         self._board = board.board
         self._main = os.getpid()
         self._last = 0
-        self._accepted = threading.local()
+        self._accepted: ContextVar[Any] = ContextVar("accepted")  # of a thread, or a greenlet
 
     # In the main process.
 
@@ -47,8 +47,8 @@ class Permits:
         request.request_dict[NUMBER] = self._last
 
     def accepted(self, request: Any) -> None:
-        """The calling thread is about to run it."""
-        self._accepted.request = request
+        """Whoever calls is about to run it."""
+        self._accepted.set(request)
 
     def answer(self, request: Any, *, yes: bool) -> None:
         """To the pool child that is about to run it."""
@@ -63,7 +63,7 @@ class Permits:
     def ask(self, slot: SlotWriter | None, headers: Mapping[str, Any]) -> None:
         """Return when the task may begin. Raises NotBegunError when it may not."""
         if os.getpid() == self._main:
-            self._accepted.request.acknowledge_first()
+            self._accepted.get().acknowledge_first()
         elif slot is not None and NUMBER in headers:
             self._wait(slot, headers[NUMBER])
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.concurrency.prefork import TaskPool as Prefork
 from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import logger as celery_logger
@@ -157,14 +158,16 @@ class RequestMixin:
             self._accepting = False
         if not early:
             return
-        if pid == os.getpid():
-            self.runtime.permits.accepted(self)  # it asks when its slot has begun
+        if not isinstance(self.runtime.pool, Prefork):  # it runs here, and asks when its slot has begun
+            self.runtime.permits.accepted(self)
             return
+        granted = False
         try:
             with suppress(NotBegunError):
                 self.acknowledge_first()
+                granted = True
         finally:  # the child waits
-            self.runtime.permits.answer(self, yes=self.acknowledged)
+            self.runtime.permits.answer(self, yes=granted)
 
     def acknowledge_first(self: Any) -> None:
         """Return when the message is acknowledged. Raises NotBegunError when it is, or goes, back in its queue."""
@@ -176,15 +179,16 @@ class RequestMixin:
         if self._connected():
             self._on_ack(celery_logger, self._connection_errors, before_start=sent)
             while not wait([sent], _CONNECTED_S).done:
-                if not self._connected():
-                    sent.cancel()
-        if self.acknowledged:
+                if not self._connected() and sent.cancel():
+                    break
+        given_back = getattr(self.message, "given_back", False)  # on Redis, to somebody else: see redis_qos.py
+        if self.acknowledged and not given_back:
             return
         logger.warning(
             "task %s[%s] is not begun: its message could not be acknowledged, and is in its queue again",
             self.task.name, self.id,
         )  # fmt: skip
-        if self._connected():
+        if self._connected() and not given_back:
             self.reject(requeue=True)
         self._forget()
         raise NotBegunError
@@ -195,8 +199,10 @@ class RequestMixin:
 
     def _connected(self: Any) -> bool:
         """What came over a connection that is no more has gone back to its queue already."""
-        consumer = self.runtime.consumer.task_consumer
-        return consumer is not None and self.message.channel is consumer.channel
+        consumer = self.runtime.consumer
+        if consumer.connection is None or consumer.task_consumer is None:
+            return False
+        return self.message.channel is consumer.task_consumer.channel
 
     def _forget(self: Any) -> None:
         """Celery forgets by the id, which the next delivery of the message has, too."""

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 from kombu import Connection
 
 from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, MEMORY_LIMIT, Board, Slot
+from limetaskd.tasks import redis_owners
 from tests.support.brokers import RabbitMQ, Redis
 from tests.support.daemon import Daemon
 from tests.support.jobs import Urls, urls  # noqa: F401
@@ -133,6 +135,52 @@ def test_at_most_once_is_once_over_a_connection_that_breaks(
     assert daemon.stop() == 0
     assert [len(notes(daemon, word)) for word in words] == [1, 1, 1, 1]
     assert sorted(record["task_id"] for record in daemon.records()) == sorted(tasks)
+
+
+def test_at_most_once_does_not_begin_while_the_broker_is_away(
+    own_redis: Redis, redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    """Nor is it ended for the time that it would have to wait: its message is in its queue."""
+    pools = {"all": {"pool": "threads", "concurrency": 1, "prefetch": 4}}
+    daemon = start(make_daemon, own_redis.url, redis_url, delivery="at-most-once", pools=pools)
+    worker = daemon.worker("all:0")["pid"]
+    with Sender(daemon) as sender:
+        first, second = sender.send_many("bad.until", [[str(daemon.folder), word] for word in ("a", "b")])
+        noted(daemon, "a")
+        with redis.Redis.from_url(own_redis.url) as client:
+            wait_until(lambda: client.llen("lime_default_task_queue") == 0, 30)
+        own_redis.kill()
+        wait_until(lambda: "waits for" in (daemon.worker("all:0")["reason"] or ""), 60)
+        (daemon.folder / "go").touch()
+        assert sender.result(first) == "a"
+        wait_until(lambda: any("is not begun" in record["message"] for record in daemon.logs()), 30)
+        assert notes(daemon, "b") == []
+        own_redis.start()
+        assert sender.result(second) == "b"
+    assert daemon.worker("all:0")["pid"] == worker
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "b")) == 1
+    assert [record["task_outcome"] for record in daemon.records(second)] == ["SUCCESS"]
+
+
+def test_at_most_once_does_not_begin_when_somebody_else_has_its_message(
+    redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    """Its worker was not seen for so long that what it held went back: a frozen machine, say."""
+    pools = {"all": {"pool": "threads", "concurrency": 1, "prefetch": 4}}
+    daemon = start(make_daemon, redis_url, redis_url, delivery="at-most-once", pools=pools)
+    with Sender(daemon) as sender:
+        tasks = sender.send_many("bad.until", [[str(daemon.folder), word] for word in ("a", "b")])
+        noted(daemon, "a")
+        with redis.Redis.from_url(redis_url) as client:
+            wait_until(lambda: client.llen("lime_default_task_queue") == 0, 30)
+            assert redis_owners.restore_dead(client, alive=lambda *_: False) == 1
+        (daemon.folder / "go").touch()
+        assert sender.results(tasks) == ["a", "b"]
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "b")) == 1
+    assert any("is not begun" in record["message"] for record in daemon.logs())
+    assert len(daemon.records()) == 2
 
 
 @pytest.mark.parametrize("delivery", ["at-most-once", "at-least-once"])
