@@ -164,8 +164,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
             if before_start.set_running_or_notify_cancel():
                 try:
                     p(*args, **kwargs)
-                except BrokenPipeError as error:
-                    logger.debug("%s", error)  # kombu has logged it; who waits sees that nothing is acknowledged
+                except Exception as error:  # noqa: BLE001
+                    # Whatever it was: who waits sees that nothing is acknowledged, and the loop goes on.
+                    logger.error("a message could not be acknowledged: %s", one_line(error))
                 finally:
                     before_start.set_result(None)
 

@@ -7,7 +7,8 @@ told from now on), then the main process acknowledges, and only then the task be
     in the main process (threads, solo, ...)   the request waits for the event loop
     in a pool child                            it waits for the answer to its number, on the scoreboard
 
-What cannot be acknowledged is not begun: its connection broke, and its message is in its queue again.
+What cannot be acknowledged is not begun: its connection broke, and its message is in its queue again. Only RabbitMQ,
+which does not confirm acknowledgements, may miss one that was on its way when the connection broke.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Permits:
         """Return when the task may begin. Raises NotBegunError when it may not."""
         if os.getpid() == self._main:
             self._accepted.get().acknowledge_first()
-        elif slot is not None and NUMBER in headers:
+        elif slot is not None and NUMBER in headers:  # without a slot there is nowhere to look for an answer
             self._wait(slot, headers[NUMBER])
 
     @staticmethod

@@ -60,8 +60,8 @@ class Children(AsynPool):  # type: ignore[misc]
         return {self.maintain_pool: 1.0}
 
     def flush(self) -> None:
-        super().flush()
         self.flushed()
+        super().flush()
 
     def on_partial_read(self, job: Any, proc: Any) -> None:
         """The child died. Its word that it begins may be lost with it: then Celery runs the task once more."""

@@ -89,6 +89,7 @@ class RequestMixin:
     _stored: Any = False
     _died_first = False
     _accepting = False
+    _not_begun = False
     kept: KeptRequest | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -151,29 +152,29 @@ class RequestMixin:
 
     def on_accepted(self: Any, pid: int, time_accepted: float) -> None:
         """Celery's; a task that is acknowledged early has not begun yet, see once.py."""
-        self._accepting = early = not self.task.acks_late
-        try:
+        if self.task.acks_late:
             super().on_accepted(pid, time_accepted)  # type: ignore[misc]
-        finally:
-            self._accepting = False
-        if not early:
             return
-        if not isinstance(self.runtime.pool, Prefork):  # it runs here, and asks when its slot has begun
-            self.runtime.permits.accepted(self)
-            return
-        granted = False
+        in_child, granted = isinstance(self.runtime.pool, Prefork), False
         try:
-            with suppress(NotBegunError):
-                self.acknowledge_first()
-                granted = True
-        finally:  # the child waits
-            self.runtime.permits.answer(self, yes=granted)
+            self._accepting = True
+            try:
+                super().on_accepted(pid, time_accepted)  # type: ignore[misc]
+            finally:
+                self._accepting = False
+            if in_child:
+                with suppress(NotBegunError):
+                    self.acknowledge_first()
+                    granted = True
+            else:
+                self.runtime.permits.accepted(self)  # whoever runs it asks when its slot has begun
+        finally:
+            if in_child:
+                self._not_begun = not granted
+                self.runtime.permits.answer(self, yes=granted)
 
     def acknowledge_first(self: Any) -> None:
         """Return when the message is acknowledged. Raises NotBegunError when it is, or goes, back in its queue."""
-        if self.kept is not None:
-            self.acknowledge()
-            return
         sent: Future[None] = Future()
         sent.add_done_callback(self._note_acknowledged)
         if self._connected():
@@ -236,7 +237,7 @@ class RequestMixin:
         self.acknowledge()
 
     def on_timeout(self: Any, soft: bool, timeout: float) -> None:
-        if self._died_first:
+        if self._died_first or self._not_begun:
             return
         if soft or not self._recorded:
             with self.runtime.waiting_for("the result store"):
@@ -248,7 +249,7 @@ class RequestMixin:
             self.record(FAILURE, "time_limit")
 
     def on_failure(self: Any, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        if isinstance(_unwrapped(exc_info), NotBegunError):
+        if self._not_begun:  # whatever became of the child that was told so
             self._forget()
             return
         with self.runtime.waiting_for("the result store"):

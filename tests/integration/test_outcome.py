@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
 import redis
 from kombu import Connection
@@ -111,30 +112,55 @@ def waiting(urls: Urls, queue: str) -> int:  # noqa: F811
         return int(channel.queue_declare(queue, passive=True).message_count)
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def break_connections(daemon: Daemon, urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis) -> None:  # noqa: F811
+    """All of them, for the first time; returns when the worker is back."""
+    if urls.kind == "amqp":
+        connections = "rabbit_networking:connections()"
+        rabbitmq.evaluate(f'[rabbit_networking:close_connection(P, "test") || P <- {connections}].')
+    else:
+        redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    wait_until(lambda: len(events(daemon, "consuming")) == 2, 60)
+
+
 def test_at_most_once_is_once_over_a_connection_that_breaks(
-    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon, pool: str  # noqa: F811
+    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon  # noqa: F811
 ) -> None:
-    """What waits for a slot goes back to its queue, and comes again: only one of the two may run."""
-    pools = {"all": {"pool": pool, "concurrency": 1, "prefetch": 4}}
+    """What waits for a thread goes back to its queue, and comes again: only one of the two may run."""
+    pools = {"all": {"pool": "threads", "concurrency": 1, "prefetch": 4}}
     daemon = start(make_daemon, urls.broker, urls.backend, delivery="at-most-once", pools=pools)
     worker = daemon.worker("all:0")["pid"]
     words = ["a", "b", "c", "d"]
     with Sender(daemon) as sender:
         tasks = sender.send_many("bad.until", [[str(daemon.folder), word] for word in words])
         wait_until(lambda: waiting(urls, "lime_default_task_queue") == 0, 30)  # the worker has all of them
-        if urls.kind == "amqp":
-            connections = "rabbit_networking:connections()"
-            rabbitmq.evaluate(f'[rabbit_networking:close_connection(P, "test") || P <- {connections}].')
-        else:
-            redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        wait_until(lambda: len(events(daemon, "consuming")) == 2, 60)
+        break_connections(daemon, urls, rabbitmq, redis_server)
         (daemon.folder / "go").touch()
         assert sender.results(tasks) == words
     assert daemon.worker("all:0")["pid"] == worker
     assert daemon.stop() == 0
     assert [len(notes(daemon, word)) for word in words] == [1, 1, 1, 1]
     assert sorted(record["task_id"] for record in daemon.records()) == sorted(tasks)
+
+
+def test_a_child_that_has_a_task_when_the_connection_breaks_does_not_begin_it(
+    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon  # noqa: F811
+) -> None:
+    """It is in its queue again, and comes again."""
+    pools = {"all": {"concurrency": 1, "prefetch": 4}}  # on Redis, a worker that wants no more hears of no break
+    daemon = start(make_daemon, urls.broker, urls.backend, pools=pools)
+    main, child = (process.pid for process in daemon.named("all:0"))
+    with Sender(daemon) as sender:
+        os.kill(child, signal.SIGSTOP)
+        lost = sender.send("bad.once", str(daemon.folder))
+        wait_until(lambda: waiting(urls, "lime_default_task_queue") == 0, 30)
+        wait_until(lambda: psutil.Process(main).status() == psutil.STATUS_SLEEPING)  # the child has it
+        break_connections(daemon, urls, rabbitmq, redis_server)
+        os.kill(child, signal.SIGCONT)
+        failed_once(daemon, sender, lost, "worker_lost")
+        assert isinstance(sender.result(sender.send("bad.pid")), int)
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "once")) == 1
+    assert len(daemon.records(lost)) == 1
 
 
 def test_at_most_once_does_not_begin_while_the_broker_is_away(
