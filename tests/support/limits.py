@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tests.support.daemon import Daemon
@@ -191,3 +192,23 @@ def failed_once(daemon: Daemon, sender: Sender, task_id: str, reason: str) -> st
     records = wait_until(lambda: daemon.records(task_id), 30, "the record")
     assert [(r["task_outcome"], r.get("task_failure_reason")) for r in records] == [("FAILURE", reason)]
     return answer
+
+
+def start(make_daemon: Callable[..., Daemon], broker: str, backend: str, **limetaskd: Any) -> Daemon:
+    """A daemon of these tasks that consumes."""
+    daemon = make_daemon(configuration(broker, backend, **limetaskd))
+    daemon.module(MODULE, SOURCE)
+    daemon.start()
+    daemon.wait_running()
+    return daemon
+
+
+def events(daemon: Daemon, name: str) -> list[dict[str, Any]]:
+    """The records of an action."""
+    return [record for record in daemon.logs() if record.get("action") == name]
+
+
+def agent_pid(daemon: Daemon) -> int:
+    status = daemon.status()
+    assert status is not None
+    return next(int(helper["pid"]) for helper in status["daemon"]["helpers"] if helper["name"] == "limetaskd:agent")

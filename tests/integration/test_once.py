@@ -1,0 +1,156 @@
+"""A task that may run at most once: over deaths of every process, and connections that break, in every pool."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import psutil
+import pytest
+import redis
+from kombu import Connection
+
+from limetaskd.tasks import redis_owners
+from tests.support.brokers import RabbitMQ, Redis
+from tests.support.daemon import Daemon
+from tests.support.jobs import Urls, urls  # noqa: F401
+from tests.support.limits import agent_pid, events, failed_once, noted, notes, start
+from tests.support.sender import Sender
+from tests.support.waiting import wait_until
+
+MakeDaemon = Callable[..., Daemon]
+
+
+@pytest.mark.parametrize(
+    ("pool", "name"),
+    [("solo", "once"), ("threads", "once"), ("prefork", "once"), ("prefork", "parricide")],
+)
+def test_at_most_once_is_failure_at_once_also_when_the_worker_dies(
+    urls: Urls, make_daemon: MakeDaemon, pool: str, name: str  # noqa: F811
+) -> None:
+    daemon = start(make_daemon, urls.broker, urls.backend, pools={"all": {"pool": pool, "concurrency": 1}})
+    agent = agent_pid(daemon)
+    with Sender(daemon) as sender:
+        # It can put up no tombstone in time: its message must have been acknowledged before it began.
+        os.kill(agent, signal.SIGSTOP)
+        try:
+            lost = sender.send(f"bad.{name}", str(daemon.folder))
+            assert isinstance(sender.result(sender.send("bad.pid")), int)
+        finally:
+            os.kill(agent, signal.SIGCONT)
+        assert failed_once(daemon, sender, lost, "worker_lost").startswith("WorkerLostError")
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "once")) == 1
+
+
+def waiting(urls: Urls, queue: str) -> int:  # noqa: F811
+    with Connection(urls.broker) as connection:
+        channel = connection.default_channel
+        if urls.kind == "redis":
+            return int(channel.client.llen(queue))
+        return int(channel.queue_declare(queue, passive=True).message_count)
+
+
+def break_connections(daemon: Daemon, urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis) -> None:  # noqa: F811
+    """All of them, for the first time; returns when the worker is back."""
+    if urls.kind == "amqp":
+        connections = "rabbit_networking:connections()"
+        rabbitmq.evaluate(f'[rabbit_networking:close_connection(P, "test") || P <- {connections}].')
+    else:
+        redis_server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    wait_until(lambda: len(events(daemon, "consuming")) == 2, 60)
+
+
+def test_at_most_once_is_once_over_a_connection_that_breaks(
+    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon  # noqa: F811
+) -> None:
+    """What waits for a thread goes back to its queue, and comes again: only one of the two may run."""
+    pools = {"all": {"pool": "threads", "concurrency": 1, "prefetch": 4}}
+    daemon = start(make_daemon, urls.broker, urls.backend, delivery="at-most-once", pools=pools)
+    worker = daemon.worker("all:0")["pid"]
+    words = ["a", "b", "c", "d"]
+    with Sender(daemon) as sender:
+        tasks = sender.send_many("bad.until", [[str(daemon.folder), word] for word in words])
+        wait_until(lambda: waiting(urls, "lime_default_task_queue") == 0, 30)  # the worker has all of them
+        break_connections(daemon, urls, rabbitmq, redis_server)
+        (daemon.folder / "go").touch()
+        assert sender.results(tasks) == words
+    assert daemon.worker("all:0")["pid"] == worker
+    assert daemon.stop() == 0
+    assert [len(notes(daemon, word)) for word in words] == [1, 1, 1, 1]
+    assert sorted(record["task_id"] for record in daemon.records()) == sorted(tasks)
+
+
+def test_a_child_that_has_a_task_when_the_connection_breaks_does_not_begin_it(
+    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon  # noqa: F811
+) -> None:
+    """It is in its queue again, and comes again."""
+    pools = {"all": {"concurrency": 1, "prefetch": 4}}  # on Redis, a worker that wants no more hears of no break
+    daemon = start(make_daemon, urls.broker, urls.backend, pools=pools)
+    main, child = (process.pid for process in daemon.named("all:0"))
+    with Sender(daemon) as sender:
+        os.kill(child, signal.SIGSTOP)
+        lost = sender.send("bad.once", str(daemon.folder))
+        wait_until(lambda: waiting(urls, "lime_default_task_queue") == 0, 30)
+        wait_until(lambda: psutil.Process(main).status() == psutil.STATUS_SLEEPING)  # the child has it
+        break_connections(daemon, urls, rabbitmq, redis_server)
+        os.kill(child, signal.SIGCONT)
+        failed_once(daemon, sender, lost, "worker_lost")
+        assert isinstance(sender.result(sender.send("bad.pid")), int)
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "once")) == 1
+    assert len(daemon.records(lost)) == 1
+
+
+@pytest.mark.parametrize("then", ["the broker is back", "a stop"])
+def test_at_most_once_does_not_begin_while_the_broker_is_away(
+    own_redis: Redis, redis_url: str, make_daemon: MakeDaemon, then: str
+) -> None:
+    """Nor is it ended for the time that it would have to wait: its message is in its queue."""
+    pools = {"all": {"pool": "threads", "concurrency": 1, "prefetch": 4}}
+    daemon = start(make_daemon, own_redis.url, redis_url, delivery="at-most-once", pools=pools)
+    worker = daemon.worker("all:0")["pid"]
+    with Sender(daemon) as sender:
+        first, second = sender.send_many("bad.until", [[str(daemon.folder), word] for word in ("a", "b")])
+        noted(daemon, "a")
+        with redis.Redis.from_url(own_redis.url) as client:
+            wait_until(lambda: client.llen("lime_default_task_queue") == 0, 30)
+        own_redis.kill()
+        wait_until(lambda: "waits for" in (daemon.worker("all:0")["reason"] or ""), 60)
+        (daemon.folder / "go").touch()
+        assert sender.result(first) == "a"
+        wait_until(lambda: any("is not begun" in record["message"] for record in daemon.logs()), 30)
+        assert notes(daemon, "b") == []
+        if then == "a stop":
+            assert daemon.stop() == 0  # in time, since nothing runs
+            own_redis.start()
+            daemon.start()
+            daemon.wait_running()
+        else:
+            own_redis.start()
+        assert sender.result(second) == "b"
+    assert (daemon.worker("all:0")["pid"] == worker) == (then != "a stop")
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "b")) == 1
+    assert [record["task_outcome"] for record in daemon.records(second)] == ["SUCCESS"]
+
+
+def test_at_most_once_does_not_begin_when_somebody_else_has_its_message(
+    redis_url: str, make_daemon: MakeDaemon
+) -> None:
+    """Its worker was not seen for so long that what it held went back: a frozen machine, say."""
+    pools = {"all": {"pool": "threads", "concurrency": 1, "prefetch": 4}}
+    daemon = start(make_daemon, redis_url, redis_url, delivery="at-most-once", pools=pools)
+    with Sender(daemon) as sender:
+        tasks = sender.send_many("bad.until", [[str(daemon.folder), word] for word in ("a", "b")])
+        noted(daemon, "a")
+        with redis.Redis.from_url(redis_url) as client:
+            wait_until(lambda: client.llen("lime_default_task_queue") == 0, 30)
+            assert redis_owners.restore_dead(client, alive=lambda *_: False) == 1
+        (daemon.folder / "go").touch()
+        assert sender.results(tasks) == ["a", "b"]
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "b")) == 1
+    assert any("is not begun" in record["message"] for record in daemon.logs())
+    assert len(daemon.records()) == 2
