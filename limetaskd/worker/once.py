@@ -51,9 +51,9 @@ class Permits:
         """Whoever calls is about to run it."""
         self._accepted.set(request)
 
-    def answer(self, request: Any, *, yes: bool) -> None:
+    def answer(self, pid: int, request: Any, *, yes: bool) -> None:
         """To the pool child that is about to run it."""
-        self._board.answer(request.worker_pid, request.request_dict[NUMBER], yes=yes)
+        self._board.answer(pid, request.request_dict[NUMBER], yes=yes)
 
     def connection_lost(self) -> None:
         """What no child has been told of by now is in its queue again, and nobody knows of it any more."""

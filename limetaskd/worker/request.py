@@ -171,7 +171,7 @@ class RequestMixin:
         finally:
             if in_child:
                 self._not_begun = not granted
-                self.runtime.permits.answer(self, yes=granted)
+                self.runtime.permits.answer(pid, self, yes=granted)
 
     def acknowledge_first(self: Any) -> None:
         """Return when the message is acknowledged. Raises NotBegunError when it is, or goes, back in its queue."""
