@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 export PYTHON
 PYTEST_ARGS ?=
 # The tests wait more than they compute; a file stays in one process, so that its brokers and daemons do.
-PARALLEL ?= -n 3 --dist loadfile
+PARALLEL ?= -n 4 --dist loadfile
 
 .PHONY: help venv demo test check test-unit brokers clean deb rpm packages test-packages
 
