@@ -12,6 +12,7 @@ its log), `recovery_ms` from the kill -9 to the result of the replacement's firs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -49,8 +50,12 @@ IN_OPEN = 0x20  # inotify(7)
 
 
 def pss(pids: list[int]) -> float:
-    """MiB."""
-    return sum(psutil.Process(pid).memory_full_info().pss for pid in pids) / 2**20
+    """MiB; of what has ended meanwhile, none."""
+    found = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += psutil.Process(pid).memory_full_info().pss
+    return found / 2**20
 
 
 def replaced_ms(pid: int, log: Path) -> float:
