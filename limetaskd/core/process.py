@@ -83,6 +83,24 @@ def name_process(name: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode()[:15], 0, 0, 0)
 
 
+def name_arguments(*words: str) -> None:
+    """Replace the last arguments that `ps` shows of this process, which was forked from one with others.
+
+    Cut to the room that those had; nothing happens when it cannot be told where they are.
+    """
+    try:
+        fields = _stat(os.getpid()) or []
+    except OSError:
+        return
+    begin, end = (int(field) for field in fields[45:47]) if len(fields) > 46 else (0, 0)
+    if not begin < end:
+        return
+    known = ctypes.string_at(begin, end - begin).rstrip(b"\0").split(b"\0")
+    named = b"\0".join([*known[: -len(words)], *(word.encode() for word in words)])
+    room = end - begin - 1
+    ctypes.memmove(begin, named[:room].ljust(room + 1, b"\0"), end - begin)
+
+
 def boot_id() -> str:
     """The kernel's name of this boot. Raises OSError."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -486,14 +486,17 @@ class Daemon:
         workers = [unit for unit in self.units.values() if unit.kind == "worker"]
         parts = [f"{sum(unit.ready for unit in workers)} of {len(workers)} workers consume"]
         waiting = [unit.name for unit in workers if unit.current and unit.current.waits_for_broker]
-        fatal = [unit.name for unit in workers if unit.state == engine.FATAL]
-        stopped = [unit.name for unit in workers if unit.state == engine.STOPPED]
-        for label, names in (("waiting for the broker", waiting), ("FATAL", fatal), ("stopped", stopped)):
+        states = (("BACKOFF", engine.BACKOFF), ("FATAL", engine.FATAL), ("stopped", engine.STOPPED))
+        found = [(label, [unit.name for unit in workers if unit.state == state]) for label, state in states]
+        for label, names in (("waiting for the broker", waiting), *found):
             if names:
                 parts.append(f"{label}: {', '.join(names)}")
         if self.state == "stopping":
             running = sum(1 for unit in workers if unit.current is not None or unit.leaving)
             return f"stopping: {running} workers finish their tasks"
+        image = self.units.get(IMAGE)
+        if image is not None and image.state == engine.FATAL:
+            parts.append("no image: workers start by exec")
         if self.last_reload_error:
             parts.append("the last reload was refused")
         return "; ".join(parts)

@@ -102,6 +102,12 @@ class Incarnation:
         report = self.report
         return self.alive and report is not None and report.phase == Phase.CONNECTING and report.reason is not None
 
+    @property
+    def last_word(self) -> str | None:
+        """Why it could not go on, if it has said so."""
+        report = self.report
+        return report.reason if report is not None and report.phase == Phase.FAILED else None
+
     def silent_s(self) -> float:
         return time.monotonic() - self.heard
 
@@ -183,10 +189,11 @@ class Incarnation:
             while self.alive and not self.hurry.is_set() and not self.hung():
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    log.warning(
-                        "%s (pid %d) still runs tasks after its shutdown_timeout: they are requeued",
-                        self.name, self.pid, extra={"action": "drain_timeout"},
-                    )  # fmt: skip
+                    rest = (
+                        "still runs tasks after its shutdown_timeout: they are requeued" if self.board is not None
+                        else "has not ended in time"
+                    )
+                    log.warning("%s (pid %d) %s", self.name, self.pid, rest, extra={"action": "drain_timeout"})
                     return
                 waited: list[asyncio.Future[Any]] = [self.exited, hurried]
                 await asyncio.wait(waited, timeout=min(left, 5.0), return_when=asyncio.FIRST_COMPLETED)

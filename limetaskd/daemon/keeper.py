@@ -56,7 +56,10 @@ class Keeper:
             memory = Memory.from_json(text)
         except ValueError as error:
             aside = await asyncio.to_thread(files.set_aside, self._daemon.paths.memory)
-            log.error("%s: %s; set aside as %s", self._daemon.paths.memory, error, aside, extra={"action": "set_aside"})
+            log.error(
+                "%s: %s; set aside as %s. What operators had stopped, or scaled for a while, runs as configured",
+                self._daemon.paths.memory, error, aside, extra={"action": "set_aside"},
+            )  # fmt: skip
             return None
         self._daemon.generation = memory.generation
         plan = self._daemon.plan

@@ -154,7 +154,8 @@ class Nursery:
             self._late_image = image.current
         if not image.ready or image.current is None or image.current.connection is None:
             log.warning(
-                "%s is started by exec: the image %s", unit.name, image.reason or f"is {image.state_name}",
+                "%s is started by exec: the image is %s%s", unit.name, image.state_name,
+                f" ({image.reason})" if image.reason else "",
                 extra={"action": "exec_without_image", "worker": unit.name},
             )  # fmt: skip
             return None
@@ -231,12 +232,13 @@ class Nursery:
                 continue
             if ref is None:
                 continue
-            log.error(
-                "%s (pid %d) runs and is not known to this daemon: it has to go", state.name, ref.pid,
-                extra={"action": "stranger", "worker": state.name},
-            )  # fmt: skip
             kind = "beat" if state.name.endswith(":beat") else "worker"
             unit = self._daemon.units.get(state.name) or self._daemon.add_leftover(state.name, kind)
+            log.error(
+                "%s (pid %d) runs, and its record is damaged or gone: it %s", state.name, ref.pid,
+                "finishes its tasks, unseen, and goes" if unit.kind == "worker" else "is killed",
+                extra={"action": "stranger", "worker": state.name},
+            )  # fmt: skip
             log_path = self._daemon.paths.log(state.name)
             launch = Launch(argv=(), env={}, log_path=log_path, stop_timeout_s=STRANGER_STOP_S)
             incarnation = self.take_over(unit, launch, state.generation, ref, None)

@@ -116,7 +116,14 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains], dict[str, int]]
         except (ValueError, OSError) as error:
             log.error("%s: %s; set aside as %s", path, error, files.set_aside(str(path)))
             continue
-        ref = find(record.pid, record.start_ticks) if record.may_live(place) else None
+        ref = None
+        if record.may_live(place):  # else it was another boot's
+            ref = find(record.pid, record.start_ticks)
+            if ref is None:
+                log.warning(
+                    "%s (pid %d) has died while no daemon ran", record.name, record.pid,
+                    extra={"action": "found_dead", "worker": record.name},
+                )  # fmt: skip
         if ref is not None:
             found.append(Orphan(record, ref, recorded))
         elif slots := _slots(record):

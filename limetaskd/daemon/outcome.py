@@ -269,13 +269,13 @@ async def account(daemon: Daemon, unit: Unit, incarnation: Incarnation, how: str
         if is_open(slot, sentence) and board.settle(slot, BY_DAEMON):
             cases.append(Case(slot, sentence.reason if sentence is not None else None, own))
     if by_itself and incarnation.hung_for is None:
-        said = incarnation.report.reason if incarnation.report is not None else None
+        said = incarnation.last_word
         why = f"{how}: {said}" if said else how
         tasks = [postmortem.task_of(case.slot.running) for case in cases if case.slot.running is not None]
         daemon.background(
             postmortem.report(daemon, unit.name, "crash", why, incarnation.pid, tasks=tasks, exit_text=how)
         )
-    await _conclude(daemon, unit.name, cases, how, time.monotonic())
+    await _conclude(daemon, unit.name, cases, how, time.monotonic(), stopped=incarnation.ending is not None)
     while incarnation.telling:
         await asyncio.wait(incarnation.telling)
 
@@ -300,7 +300,7 @@ async def _account_absent(daemon: Daemon, remains: Remains, known: set[str]) -> 
         for slot, sentence in remains.slots
         if is_open(slot, sentence, daemon_died=True) and slot.running and slot.running.id not in known
     ]
-    await _conclude(daemon, remains.name, cases, "while no daemon ran", None)
+    await _conclude(daemon, remains.name, cases, "under the daemon before this one, or after it", None)
     await asyncio.to_thread(remains.remove)
 
 
@@ -311,17 +311,18 @@ def is_open(slot: Slot, sentence: Sentence | None, *, daemon_died: bool = False)
 
 
 async def _conclude(
-    daemon: Daemon, name: str, cases: list[Case], how: str, ended: float | None
+    daemon: Daemon, name: str, cases: list[Case], how: str, ended: float | None, *, stopped: bool = False
 ) -> None:
-    """Finish what will not run again; of the others, count the deaths that are their fault."""
+    """Finish what will not run again; of the others, count the deaths that are their fault. `stopped`: by us."""
     finishing = []
+    end = "its worker was stopped before it had ended" if stopped else f"its worker died ({how})"
     deaths: dict[str, tuple[Slot, dict[str, Any] | None]] = {}
     for case in cases:
         running = case.slot.running
         assert running is not None
         if case.reason is not None or running.early_ack:
             reason = case.reason or WORKER_LOST
-            finishing.append(finish(daemon, name, case.slot, reason, f"its worker died ({how})", ended))
+            finishing.append(finish(daemon, name, case.slot, reason, end, ended))
             continue
         daemon.events.emit(
             "task_redelivered", process=name, task_id=running.id, task_name=running.name, reason=how

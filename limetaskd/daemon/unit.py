@@ -302,7 +302,7 @@ class Unit:
             if self.state == engine.STOPPING:
                 self._stopped()
             else:
-                said = incarnation.report.reason if incarnation.report and incarnation.report.reason else None
+                said = incarnation.last_word
                 if incarnation.ended_for is not None:
                     self._replace(incarnation.ended_for)
                 else:

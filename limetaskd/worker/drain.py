@@ -194,7 +194,11 @@ def stop_at_once(consumer: Any, held: list[Any]) -> None:
     The alarm that was set with the request ends the process when a step here blocks.
     """
     running = list(worker_state.active_requests)
-    logger.warning("stopping at once: %d running tasks are given back to the broker", len(running))
+    late = sum(1 for request in running if request.task.acks_late)
+    logger.warning(
+        "stopping at once: %d running tasks are given back to the broker, %d that may run at most once have failed",
+        late, len(running) - late,
+    )  # fmt: skip
     pool: Any = getattr(consumer.pool, "_pool", None)
     children = list(getattr(pool, "_pool", None) or [])
     for child in children:

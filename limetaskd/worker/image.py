@@ -29,7 +29,7 @@ from typing import Any
 
 from limetaskd.core.channel import MAX_BYTES, Command, Phase, Reply, State, decode, encode
 from limetaskd.core.peer import peer_pid
-from limetaskd.core.process import name_process
+from limetaskd.core.process import name_arguments, name_process
 from limetaskd.core.settings import Settings
 from limetaskd.core.spec import SPARE, SPEC_VARIABLE, ProcessSpec
 from limetaskd.errors import ChannelError
@@ -318,6 +318,7 @@ class Image:
             if isinstance(handler, logs.WatchedFile):
                 os.close(handler.stream.fileno())
         name_process(SPARE)
+        name_arguments("spare", SPARE)
 
     def _become(self, spec: ProcessSpec, nice: Any) -> None:
         """From now on this process is that of `spec`: its log, environment, niceness, randomness and name.
@@ -339,6 +340,7 @@ class Image:
                 _warn(spec, f"a file that the imports opened is shared with other workers: {shared}", "file_shared")
             self._leftovers.seed()
         name_process(spec.name)
+        name_arguments(spec.kind, spec.name)
 
 
 def main(spec: ProcessSpec) -> int:
@@ -358,7 +360,10 @@ def main(spec: ProcessSpec) -> int:
         image.preload(settings)
     except ImportFailedError as error:
         image.phase, image.reason = Phase.FAILED, one_line(error)
-        logger.error("workers are not forked from an image: %s", image.reason, extra={"action": "preload_failed"})
+        logger.error(
+            "workers are not forked from an image, but start by exec, which takes more memory and time (if that is "
+            "meant: limetaskd.preload: false): %s", image.reason, extra={"action": "preload_failed"},
+        )  # fmt: skip
         image.report()
         image.await_hearing()
         try:

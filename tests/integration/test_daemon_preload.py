@@ -291,6 +291,7 @@ def test_a_spare_waits_and_becomes_the_next_worker(start: Callable[..., Daemon])
     worker = replaced(daemon, "asap:0")
     assert (worker["pid"], worker["origin"]) == (spare, "fork")
     assert name_of(spare) == "asap:0"
+    assert [word for word in psutil.Process(spare).cmdline() if word][-2:] == ["worker", "asap:0"]
     with Sender(daemon) as sender:
         seen = sender.result(sender.send("probe.look", queue="q_asap"))
     assert (seen["worker"], seen["session"], seen["nice"]) == (spare, spare, 5)

@@ -154,3 +154,18 @@ def test_at_most_once_does_not_begin_when_somebody_else_has_its_message(
     assert len(notes(daemon, "b")) == 1
     assert any("is not begun" in record["message"] for record in daemon.logs())
     assert len(daemon.records()) == 2
+
+
+def test_at_most_once_is_failure_when_its_worker_is_stopped_at_once(redis_url: str, make_daemon: MakeDaemon) -> None:
+    """Nobody can give it back."""
+    daemon = start(make_daemon, redis_url, redis_url, delivery="at-most-once", concurrency=1)
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder))
+        noted(daemon, "until")
+        daemon.ctl("shutdown", "--now")
+        assert daemon.wait_exit() == 0
+        assert "was stopped" in sender.result(task)
+    assert any("1 that may run at most once" in record["message"] for record in daemon.logs())
+    (record,) = daemon.records(task)
+    assert (record["task_outcome"], record["task_failure_reason"]) == ("FAILURE", "worker_lost")
+    assert len(notes(daemon, "until")) == 1
