@@ -20,7 +20,7 @@ from limetaskd.core.jsonlog import timestamp
 from limetaskd.tasks.errors import killed_error
 from limetaskd.tasks.marks import Marks
 from limetaskd.tasks.message import RESENT_HEADER, header_of
-from limetaskd.worker.keeping import Keeper
+from limetaskd.worker.keeping import Keeper, try_of
 from limetaskd.worker.quarantine import send_to_quarantine
 from limetaskd.worker.records import FAILURE, Recorder
 from limetaskd.worker.runtime import Runtime, one_line
@@ -123,6 +123,8 @@ class Endings:
             worker_state.task_ready(request)
             request.acknowledge()
             return False
+        if self._runs_here(request):
+            return False
         with self._runtime.waiting_for("the result store"):
             marked = self.marks.look(request.id)
         if marked.ended == "revoked":
@@ -145,3 +147,19 @@ class Endings:
         request.acknowledge()
         return False
 
+    def _runs_here(self, request: Any) -> bool:
+        """Whether this very try still runs here, since before the connection broke: then it ends for this message."""
+        for running in tuple(worker_state.active_requests):
+            same = running.id == request.id and try_of(running.request_dict) == try_of(request.request_dict)
+            if same and running is not request and running.take_message_of(request):
+                break
+        else:
+            return False
+        logger.info(
+            "task %s[%s] came again and runs here still: it does not run twice", request.task.name, request.id,
+            extra={"action": "runs_still", "task_id": request.id, "task_name": request.task.name},
+        )  # fmt: skip
+        request._recorded = True
+        worker_state.task_ready(request)
+        worker_state.requests[running.id] = running  # Celery's commands find it by its id
+        return True

@@ -99,7 +99,7 @@ class Keeper:
     def holds(self, request: Any) -> bool:
         """Whether this very try runs here already and its message is in a file: another copy has nothing to add."""
         known = self._kept.get(request.id)
-        return known is not None and _try_of(known.kept.headers) == _try_of(request.request_dict)
+        return known is not None and try_of(known.kept.headers) == try_of(request.request_dict)
 
     def ended(self, request: KeptRequest) -> None:
         """In any thread."""
@@ -259,6 +259,6 @@ class Keeper:
         self._runtime.event("task_kept", task_id=kept.task_id, task_name=kept.task_name, task_queue=kept.queue)
 
 
-def _try_of(headers: Mapping[str, Any]) -> tuple[Any, Any]:
+def try_of(headers: Mapping[str, Any]) -> tuple[Any, Any]:
     """Tells the tries of one task apart: a retry has its id."""
     return headers.get("retries"), headers.get(SENT_AT_HEADER)

@@ -205,6 +205,15 @@ class RequestMixin:
             return False
         return self.message.channel is consumer.task_consumer.channel
 
+    def take_message_of(self: Any, later: Any) -> bool:
+        """The message of this request went back with its connection, and has come again: settle that one at the end."""
+        with self.settling:
+            if self.acknowledged or self.kept is not None or self._connected():
+                return False
+            self._message, self._on_ack, self._on_reject = later.message, later.on_ack, later.on_reject
+            self.received_at = later.received_at
+        return True
+
     def _forget(self: Any) -> None:
         """Celery forgets by the id, which the next delivery of the message has, too."""
         if worker_state.requests.get(self.id) is self:

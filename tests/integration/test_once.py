@@ -1,4 +1,4 @@
-"""A task that may run at most once: over deaths of every process, and connections that break, in every pool."""
+"""What must not run twice: tasks that may run at most once, over deaths and broken connections, and what runs still."""
 
 from __future__ import annotations
 
@@ -169,3 +169,25 @@ def test_at_most_once_is_failure_when_its_worker_is_stopped_at_once(redis_url: s
     (record,) = daemon.records(task)
     assert (record["task_outcome"], record["task_failure_reason"]) == ("FAILURE", "worker_lost")
     assert len(notes(daemon, "until")) == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_runs_still_when_the_connection_is_back_does_not_run_beside_itself(
+    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon, pool: str  # noqa: F811
+) -> None:
+    pools = {"all": {"pool": pool, "concurrency": 2, "prefetch": 2}}
+    daemon = start(make_daemon, urls.broker, urls.backend, pools=pools)
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder))
+        noted(daemon, "until")
+        break_connections(daemon, urls, rabbitmq, redis_server)
+        wait_until(lambda: events(daemon, "runs_still"), 60)
+        (daemon.folder / "go").touch()
+        assert sender.result(task) == "until"
+        assert isinstance(sender.result(sender.send("bad.pid")), int)
+    wait_until(lambda: waiting(urls, "lime_default_task_queue") == 0, 30)
+    assert daemon.stop() == 0
+    assert len(notes(daemon, "until")) == 1
+    assert [record["task_outcome"] for record in daemon.records(task)] == ["SUCCESS"]
+    # Its message has been acknowledged: nobody gets it again.
+    assert waiting(urls, "lime_default_task_queue") == 0
