@@ -210,6 +210,8 @@ class RequestMixin:
         with self.settling:
             if self.acknowledged or self.kept is not None or self._connected():
                 return False
+            if self._already_cancelled or self._already_revoked:  # it settles nothing at its end
+                return False
             self._message, self._on_ack, self._on_reject = later.message, later.on_ack, later.on_reject
             self.received_at = later.received_at
         return True
