@@ -315,7 +315,7 @@ async def _conclude(
 ) -> None:
     """Finish what will not run again; of the others, count the deaths that are their fault. `stopped`: by us."""
     finishing = []
-    end = "its worker was stopped before it had ended" if stopped else f"its worker died ({how})"
+    end = f"its worker {'was stopped before it had ended' if stopped else 'died'} ({how})"
     deaths: dict[str, tuple[Slot, dict[str, Any] | None]] = {}
     for case in cases:
         running = case.slot.running

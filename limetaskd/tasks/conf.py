@@ -99,6 +99,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         # A task that still runs when the connection is lost goes on: its end is recorded, and the copy that the
         # broker delivers again is then not run (worker_deduplicate_successful_tasks).
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # Nor does it take the place of others until then: the task that runs takes over the copy that comes here.
+        "worker_enable_prefetch_count_reduction": False,
         "task_time_limit": settings.time_limit_s,
         "task_soft_time_limit": settings.soft_time_limit_s,
         "result_expires": settings.result_expires_s,

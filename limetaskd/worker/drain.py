@@ -194,7 +194,7 @@ def stop_at_once(consumer: Any, held: list[Any]) -> None:
     The alarm that was set with the request ends the process when a step here blocks.
     """
     running = list(worker_state.active_requests)
-    late = sum(1 for request in running if request.task.acks_late)
+    late = sum(1 for request in running if not request.acknowledged)
     logger.warning(
         "stopping at once: %d running tasks are given back to the broker, %d that may run at most once have failed",
         late, len(running) - late,

@@ -20,7 +20,7 @@ from limetaskd.core.jsonlog import timestamp
 from limetaskd.tasks.errors import killed_error
 from limetaskd.tasks.marks import Marks
 from limetaskd.tasks.message import RESENT_HEADER, header_of
-from limetaskd.worker.keeping import Keeper, try_of
+from limetaskd.worker.keeping import Keeper, running_requests, try_of
 from limetaskd.worker.quarantine import send_to_quarantine
 from limetaskd.worker.records import FAILURE, Recorder
 from limetaskd.worker.runtime import Runtime, one_line
@@ -149,7 +149,7 @@ class Endings:
 
     def _runs_here(self, request: Any) -> bool:
         """Whether this very try still runs here, since before the connection broke: then it ends for this message."""
-        for running in tuple(worker_state.active_requests):
+        for running in running_requests():
             same = running.id == request.id and try_of(running.request_dict) == try_of(request.request_dict)
             if same and running is not request and running.take_message_of(request):
                 break
@@ -162,4 +162,6 @@ class Endings:
         request._recorded = True
         worker_state.task_ready(request)
         worker_state.requests[running.id] = running  # Celery's commands find it by its id
+        if running not in worker_state.active_requests:  # it has just ended
+            worker_state.requests.pop(running.id, None)
         return True

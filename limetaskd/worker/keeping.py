@@ -126,7 +126,7 @@ class Keeper:
         deadline_s = self.deadline_s or 0.0
         # What came over a connection that is no more has gone back to its queue, and cannot be acknowledged.
         channel = consumer.task_consumer.channel
-        for request in tuple(worker_state.active_requests):
+        for request in running_requests():
             if not request.task.acks_late:
                 continue  # it is acknowledged, or is about to be, before it begins
             late = not request.acknowledged and request.kept is None and request.received_at < oldest
@@ -257,6 +257,15 @@ class Keeper:
             extra={"action": "kept", "task_id": kept.task_id, "task_name": kept.task_name, "queue": kept.queue},
         )  # fmt: skip
         self._runtime.event("task_kept", task_id=kept.task_id, task_name=kept.task_name, task_queue=kept.queue)
+
+
+def running_requests() -> tuple[Any, ...]:
+    """Those that have begun and not ended."""
+    while True:
+        try:
+            return tuple(worker_state.active_requests)
+        except RuntimeError:
+            continue  # a thread has begun or ended one meanwhile
 
 
 def try_of(headers: Mapping[str, Any]) -> tuple[Any, Any]:

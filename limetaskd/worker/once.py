@@ -7,8 +7,9 @@ told from now on), then the main process acknowledges, and only then the task be
     in the main process (threads, solo, ...)   the request waits for the event loop
     in a pool child                            it waits for the answer to its number, on the scoreboard
 
-What cannot be acknowledged is not begun: its connection broke, and its message is in its queue again. Only RabbitMQ,
-which does not confirm acknowledgements, may miss one that was on its way when the connection broke.
+What cannot be acknowledged is not begun: its connection broke, and its message is in its queue again. What is lost on
+the way in the very moment in which the connection breaks is beyond that: an acknowledgement, which RabbitMQ does not
+confirm (the task may run once more), or the answer of Redis to it (the task does not run).
 """
 
 from __future__ import annotations

@@ -132,6 +132,10 @@ class Threads(CeleryThreads):  # type: ignore[misc]
             result.f.add_done_callback(lambda future: self._waiting.pop(future, None))
         return result
 
+    def flush(self) -> None:
+        """The connection is lost: what has not started has gone back with it, and comes again."""
+        self.take_back(lambda _request: True)
+
     def take_back(self, of: Callable[[Any], bool]) -> list[Any]:
         """The requests among `of` that had not started; they never will."""
         return [request for future, request in list(self._waiting.items()) if of(request) and future.cancel()]

@@ -200,13 +200,15 @@ class RequestMixin:
 
     def _connected(self: Any) -> bool:
         """What came over a connection that is no more has gone back to its queue already."""
-        consumer = self.runtime.consumer
-        if consumer.connection is None or consumer.task_consumer is None:
-            return False
-        return self.message.channel is consumer.task_consumer.channel
+        connection, consumer = self.runtime.consumer.connection, self.runtime.consumer.task_consumer
+        return connection is not None and consumer is not None and self.message.channel is consumer.channel
 
     def take_message_of(self: Any, later: Any) -> bool:
         """The message of this request went back with its connection, and has come again: settle that one at the end."""
+        if not self.task.acks_late:
+            if self.acknowledged:
+                later.acknowledge()  # the first acknowledgement was lost on its way
+            return bool(self.acknowledged)
         with self.settling:
             if self.acknowledged or self.kept is not None or self._connected():
                 return False
