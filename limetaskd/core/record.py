@@ -46,6 +46,10 @@ class ProcessRecord:
         """Whether its numbers mean the same process at `place` (`known_place`): not after another boot of the host."""
         return place is None or self.place in {None, place}
 
+    def lives(self) -> bool:
+        """Whether it lives now, here. Raises OSError when nobody can tell."""
+        return self.may_live(known_place()) and process_lives(self.pid, self.start_ticks)
+
     def to_json(self) -> str:
         return json.dumps({"version": RECORD_VERSION, **dataclasses.asdict(self)})
 
@@ -111,5 +115,5 @@ def _refuse_if_taken(path: Path) -> None:
         other = ProcessRecord.from_json(path.read_text())
     except (OSError, ValueError):
         return
-    if other.pid != os.getpid() and other.may_live(known_place()) and process_lives(other.pid, other.start_ticks):
+    if other.pid != os.getpid() and other.lives():
         raise NumberTakenError(f"limetaskd: {path.stem} is pid {other.pid} now: this process came too late, and ends")

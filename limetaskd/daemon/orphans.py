@@ -89,9 +89,7 @@ def _any_lives(paths: Paths) -> bool:
             record = ProcessRecord.from_json(path.read_text())
         except (OSError, ValueError):
             continue  # set aside by the daemon that takes over
-        ref = find(record.pid, record.start_ticks) if record.may_live(known_place()) else None
-        if ref is not None:
-            ref.close()
+        if record.lives():
             return True
     return False
 

@@ -180,22 +180,21 @@ class Unit:
         """
         if self.leftover or not self._wanted or self.state not in engine.ENDED_STATES:
             return
+        if self.kind != "worker" and self.leaving:
+            self._start_again = True
+            return
         now = time.monotonic()
         policy = self._host.restart_policy()
-        deaths = policy.recent(self._deaths, now)
-        if not deaths or (self.kind != "worker" and self.leaving):
-            given_up = self._trial
-            self.start()
-            self._trial = given_up
-            return
-        decision = policy.decide(deaths, deaths[-1], random.random(), trial=self._trial)
-        delay = deaths[-1] + decision.delay_s - now
-        if delay <= 0 or decision.fatal:
+        self._deaths = list(policy.recent(self._deaths, now))
+        if self._deaths:
+            decision = policy.decide(self._deaths, self._deaths[-1], random.random(), trial=self._trial)
+            delay = self._deaths[-1] + decision.delay_s - now
+            if delay > 0 and not decision.fatal:
+                self.reason = f"died {len(self._deaths)} times under the daemon before this one"
+                self._try_later(delay, fatal=False)
+                return
             self._trial = decision.fatal  # one try: the code may be newer
-            self._spawn()
-            return
-        self.reason = f"died {len(deaths)} times under the daemon before this one"
-        self._try_later(delay, fatal=False)
+        self._spawn()
 
     def revive(self, launch: Callable[[int], Launch]) -> None:
         """It is wanted again while its last process finishes its tasks: that one leaves, a new one may come."""

@@ -135,6 +135,15 @@ class Drain:
             self._wake()  # the loop is about to wait for the next event, for seconds
 
 
+def running_requests() -> tuple[Any, ...]:
+    """Those that have begun and not ended."""
+    while True:
+        try:
+            return tuple(worker_state.active_requests)
+        except RuntimeError:
+            continue  # a thread has begun or ended one meanwhile
+
+
 def take_back(consumer: Any, of: Callable[[Any], bool] = lambda _request: True) -> list[Any]:
     """Every request (`of`: of these only) that no slot has started, taken out of wherever it waits."""
     requests: list[Any] = []
@@ -193,11 +202,11 @@ def stop_at_once(consumer: Any, held: list[Any]) -> None:
 
     The alarm that was set with the request ends the process when a step here blocks.
     """
-    running = list(worker_state.active_requests)
-    late = sum(1 for request in running if not request.acknowledged)
+    running = running_requests()
+    given_back = sum(1 for request in running if not request.acknowledged)
     logger.warning(
         "stopping at once: %d running tasks are given back to the broker, %d that may run at most once have failed",
-        late, len(running) - late,
+        given_back, len(running) - given_back,
     )  # fmt: skip
     pool: Any = getattr(consumer.pool, "_pool", None)
     children = list(getattr(pool, "_pool", None) or [])

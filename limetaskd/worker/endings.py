@@ -20,7 +20,8 @@ from limetaskd.core.jsonlog import timestamp
 from limetaskd.tasks.errors import killed_error
 from limetaskd.tasks.marks import Marks
 from limetaskd.tasks.message import RESENT_HEADER, header_of
-from limetaskd.worker.keeping import Keeper, running_requests, try_of
+from limetaskd.worker.drain import running_requests
+from limetaskd.worker.keeping import Keeper, try_of
 from limetaskd.worker.quarantine import send_to_quarantine
 from limetaskd.worker.records import FAILURE, Recorder
 from limetaskd.worker.runtime import Runtime, one_line

@@ -22,7 +22,7 @@ from celery.worker import state as worker_state
 from limetaskd.errors import LimetaskError
 from limetaskd.tasks.kept import WRITE_ERRORS, Kept, folder_of, new_path, write
 from limetaskd.tasks.message import SENT_AT_HEADER
-from limetaskd.worker.drain import give_back, take_back
+from limetaskd.worker.drain import give_back, running_requests, take_back
 from limetaskd.worker.queues import consume_anew
 from limetaskd.worker.records import Recorder
 from limetaskd.worker.runtime import Runtime
@@ -257,15 +257,6 @@ class Keeper:
             extra={"action": "kept", "task_id": kept.task_id, "task_name": kept.task_name, "queue": kept.queue},
         )  # fmt: skip
         self._runtime.event("task_kept", task_id=kept.task_id, task_name=kept.task_name, task_queue=kept.queue)
-
-
-def running_requests() -> tuple[Any, ...]:
-    """Those that have begun and not ended."""
-    while True:
-        try:
-            return tuple(worker_state.active_requests)
-        except RuntimeError:
-            continue  # a thread has begun or ended one meanwhile
 
 
 def try_of(headers: Mapping[str, Any]) -> tuple[Any, Any]:
