@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kombu
@@ -53,6 +54,13 @@ def test_virtual_hosts_are_apart(rabbitmq: RabbitMQ, amqp_url: str) -> None:
     assert _get(amqp_url) == "mine"
     assert _get(other) == "theirs"
     rabbitmq.delete_vhost(other)
+
+
+def test_calls_of_one_moment_do_not_refuse_each_other(rabbitmq: RabbitMQ) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda number: rabbitmq.evaluate(f"{number}."), range(64))) == [
+            str(number) for number in range(64)
+        ]
 
 
 def test_redis_keeps_its_data_over_kill_and_restart(own_redis: Redis) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -36,6 +37,7 @@ class RabbitMQ(Server):
         self.management = management
         self._cookie = "limetaskdtests" + Path(self.folder).name.rpartition("-")[2]
         self._vhosts = 0
+        self._calls = itertools.count(1)
 
     @property
     def node(self) -> str:
@@ -107,7 +109,8 @@ class RabbitMQ(Server):
     def evaluate(self, erlang: str) -> str:
         """Evaluate Erlang expressions on the node (some milliseconds; rabbitmqctl takes seconds): the value as text."""
         done = subprocess.run(
-            [self._erl_call, "-c", self._cookie, "-n", self.node, "-e"],
+            # By default every call is named c17, and is refused until the node has noticed the end of the last one.
+            [self._erl_call, "-h", f"call{next(self._calls)}", "-c", self._cookie, "-n", self.node, "-e"],
             input=erlang + "\n",  # the form must end with a line break
             env=self._environment(),
             cwd=self.folder,
