@@ -1,6 +1,8 @@
 """The agent's hand in the result store: what the daemon has to say of a task whose worker can say nothing any more.
 
-    end_task {"id", "reason", "text"}    tombstone and FAILURE -> {"state": "FAILURE" or, when it was first, "SUCCESS"}
+    end_task {"id", "reason", "text", "state"}
+                                         tombstone and state (FAILURE if none is given) -> {"state": that, or "SUCCESS"
+                                         when it was first}
     count_deaths {"deaths": [{"id", "death": {...} or null: not to be counted}]}
                                          -> {"counts": {id: deaths known now}, "done": ids whose SUCCESS is stored}
     revoke {"id"}                        tombstone, and word to the workers of all hosts
@@ -82,18 +84,21 @@ class ResultStore:
 
     def _end_task(self, params: dict[str, Any]) -> dict[str, Any]:
         from celery import states
+        from celery.exceptions import TaskRevokedError
 
         from limetaskd.tasks.errors import killed_error
 
-        task_id, reason = str(params["id"]), str(params["reason"])
+        task_id, reason, text = str(params["id"]), str(params["reason"]), str(params["text"])
+        state = str(params.get("state") or states.FAILURE)
         backend = self.app.backend
         stores = self._settings.backend_url is not None
         if stores and backend.get_state(task_id) == states.SUCCESS:
             return {"state": states.SUCCESS}
         marked = self.marks.end(task_id, reason)
         if stores:
-            backend.store_result(task_id, killed_error(reason, str(params["text"])), states.FAILURE)
-        return {"state": states.FAILURE, "marked": marked}
+            error = TaskRevokedError(text) if state == states.REVOKED else killed_error(reason, text)
+            backend.store_result(task_id, error, state)
+        return {"state": state, "marked": marked}
 
     def _count_deaths(self, params: dict[str, Any]) -> dict[str, Any]:
         from celery import states

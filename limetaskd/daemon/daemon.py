@@ -391,8 +391,11 @@ class Daemon:
 
     def _on_event(self, connection: Connection, event: Event) -> None:
         name = connection.state.name if connection.state else None
-        if event.event == "child_died" and name is not None and self.guard is not None:
-            self.guard.child_died(name, event.fields)
+        if name is not None and self.guard is not None:
+            if event.event == "child_died":
+                self.guard.child_died(name, event.fields)
+            elif event.event == "task_end_not_stored":
+                self.guard.end_not_stored(name, event.fields)
         self.events.emit(event.event, process=name, **event.fields)
 
     def _on_close(self, connection: Connection) -> None:

@@ -100,6 +100,11 @@ class Guard:
             postmortem.report(self._daemon, name, "child_crash", how, pid, tasks=tasks, exit_text=how)
         )
 
+    def end_not_stored(self, name: str, fields: dict[str, Any]) -> None:
+        """A worker has ended a task, and recorded that, but its result store is away."""
+        params = {"id": fields.get("task_id"), **{key: fields.get(key) for key in ("state", "reason", "text")}}
+        self._daemon.background(outcome.store_end(self._daemon, name, params))
+
     # Health.
 
     def excuse(self) -> None:

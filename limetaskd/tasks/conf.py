@@ -104,6 +104,8 @@ def celery_settings(settings: Settings) -> dict[str, Any]:
         "task_time_limit": settings.time_limit_s,
         "task_soft_time_limit": settings.soft_time_limit_s,
         "result_expires": settings.result_expires_s,
+        # Of those who wait for the result store to come back, see worker/records.py.
+        "result_backend_max_sleep_between_retries_ms": 2000,
         "timezone": settings.timezone,
         "enable_utc": True,
         # The worker writes its own logs.

@@ -22,6 +22,7 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from limetaskd.core.channel import Phase
 from limetaskd.worker import queues
 from limetaskd.worker.commands import run_commands
+from limetaskd.worker.records import FAILURE
 from limetaskd.worker.runtime import one_line
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,18 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         self.controller.before_strategies()
         super().update_strategies()
         self.controller.on_strategies()
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        """A task that nothing here defines has ended: Celery drops the message and stores NotRegistered."""
+        headers = message.headers or {}
+        source = headers if "id" in headers else message.payload  # of Celery's protocol 2, or 1
+        task_id, name = str(source["id"]), str(source["task"])
+        with self.controller.endings.storing(task_id, "not_registered", f"no task {name!r} is registered here"):
+            super().on_unknown_task(body, message, exc)
+        self.controller.recorder.write(
+            task_id, name, {**headers, "delivery_info": message.delivery_info or {}}, FAILURE,
+            started=None, duration_ms=None, reason="not_registered",
+        )  # fmt: skip
 
     def on_ready(self) -> None:
         """Called at each connection, right after the broker has confirmed every consumer."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
-from celery import signals
+from celery import signals, states
 from celery.utils.nodenames import gethostname
 from celery.worker import state as worker_state
 
@@ -45,20 +47,33 @@ class Endings:
             self._marks = Marks(self._app.backend, self._runtime.settings.cluster.key_prefix)
         return self._marks
 
+    @contextmanager
+    def storing(self, task_id: str, reason: str, text: str, state: str = states.FAILURE) -> Iterator[None]:
+        """Around what stores the end of a task. It has ended all the same when that raises: the daemon stores it later.
+
+        Then whoever waits for the result hears `state`, `reason` and `text`; errbacks and chords do not.
+        """
+        with self._runtime.waiting_for("the result store"):
+            try:
+                yield
+            except Exception as error:
+                # The store is away (every client library has its own errors), or a hook of the task is broken.
+                logger.exception("the end of task %s could not be stored", task_id)
+                self._runtime.event(
+                    "task_end_not_stored", task_id=task_id, state=state, reason=reason, text=text,
+                    error=one_line(error),
+                )
+
     def fail(self, request: Any, reason: str, text: str) -> None:
         """Store FAILURE for good, with the errbacks and chords that hang on it; the caller is answered."""
-        with self._runtime.waiting_for("the result store"):
-            self._fail(request, reason, text)
-
-    def _fail(self, request: Any, reason: str, text: str) -> None:
         error = killed_error(reason, text)
-        self.marks.end(request.id, reason)
         try:
             raise error
         except Exception as raised:  # noqa: BLE001  only to give it a traceback
             info = ExceptionInfo()
             traceback = raised.__traceback__
-        try:
+        with self.storing(request.id, reason, text):
+            self.marks.end(request.id, reason)
             request.task.backend.mark_as_failure(
                 request.id, error, request=request._context, store_result=request.store_errors
             )
@@ -67,9 +82,6 @@ class Endings:
                 sender=request.task, task_id=request.id, exception=error, args=request.args, kwargs=request.kwargs,
                 traceback=traceback, einfo=info,
             )  # fmt: skip
-        except Exception:
-            # The store is away, or a hook of the task is broken. The task has ended all the same.
-            logger.exception("the FAILURE of task %s could not be stored", request.id)
 
     def died(self, request: Any, text: str) -> list[dict[str, Any]]:
         """Count one more worker that died under this task; every death that is known."""

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,25 @@ def _celery_fields(record: logging.LogRecord) -> bool:
     return True
 
 
+class _StoreIsAway(logging.Filter):
+    """A task that waits for its result store warns with a traceback at every try: one line, an error, now and then."""
+
+    EVERY_S = 10.0
+    _quiet_until = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name != "celery.backends.base" or not record.exc_info or not str(record.msg).startswith("Failed op"):
+            return True
+        now, error = time.monotonic(), record.exc_info[1]
+        record.msg = "the result store cannot be used, trying again until it can: %s: %s"
+        record.args, record.exc_info = (type(error).__name__, error), None
+        record.levelno, record.levelname = logging.ERROR, "ERROR"
+        if now < self._quiet_until:
+            return False
+        self._quiet_until = now + self.EVERY_S
+        return True
+
+
 class LineHandler(logging.Handler):
     """Writes each record with one write() to a descriptor, so that lines of many processes never mix."""
 
@@ -65,6 +85,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.name = _OWN_HANDLER
         self.addFilter(_celery_fields)
+        self.addFilter(_StoreIsAway())
         self.stream = _Sink(descriptor)
 
     def emit(self, record: logging.LogRecord) -> None:

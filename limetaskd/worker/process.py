@@ -22,7 +22,7 @@ from limetaskd.worker import logs, pools, request
 from limetaskd.worker.consumer import Consumer
 from limetaskd.worker.endings import Endings
 from limetaskd.worker.keeping import Keeper
-from limetaskd.worker.records import FAILURE, Recorder, Tracer
+from limetaskd.worker.records import Recorder, Tracer
 from limetaskd.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -74,9 +74,11 @@ class Worker(CeleryWorker):  # type: ignore[misc]
                 kwargs[key] = _POOLS.get(pool, pool)
         super().__init__(app=app, **kwargs)
         limits = (self.soft_time_limit, self.time_limit)
-        self.tracer = Tracer(self.recorder, lime.board, limits, lime.permits, lime.level.follow)
+        self.tracer = Tracer(
+            self.recorder, lime.board, limits, lime.permits, lime.level.follow,
+            patient="result_backend_always_retry" not in lime.settings.celery,
+        )  # fmt: skip
         signals.worker_process_init.connect(self._on_child, weak=False)
-        signals.task_unknown.connect(self._on_unknown, weak=False)
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:
         """Celery takes an empty list for "all queues"; here it means that all of them are paused."""
@@ -128,10 +130,3 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         if slot is not None:
             slot.weigh(private_bytes("self") or 0)
         self.tracer.wrap_all(self.app)
-
-    def _on_unknown(self, message: Any = None, name: str = "", id: str = "", **_kwargs: Any) -> None:
-        """A task that nothing here defines has ended: Celery stores NotRegistered and drops the message."""
-        headers = {**(message.headers or {}), "delivery_info": message.delivery_info or {}}
-        self.recorder.write(
-            id, name, headers, FAILURE, started=None, duration_ms=None, reason="not_registered"
-        )

@@ -122,11 +122,14 @@ class Tracer:
         limits: tuple[float | None, float | None],
         permits: Permits,
         before: Callable[[], None] = lambda: None,
+        *,
+        patient: bool = False,
     ) -> None:
         """`limits`: soft and hard limit of the pool in seconds, for tasks that have none of their own.
 
-        `before`: called before each task, where it runs.
+        `before`: called before each task, where it runs. `patient`: tasks wait for a result store that is away.
         """
+        self._patient = patient
         self._recorder = recorder
         self._before = before
         self._board = board
@@ -141,6 +144,7 @@ class Tracer:
 
     def wrap(self, task: Any, trace: Callable[..., Any]) -> Callable[..., Any]:
         recorder, board, permits, before = self._recorder, self._board, self._permits, self._before
+        patient = self._patient
         name = task.name
         soft_default = task.soft_time_limit or self._limits[0]
         hard_default = task.time_limit or self._limits[1]
@@ -149,6 +153,10 @@ class Tracer:
 
         def traced(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
             before()
+            if patient:
+                # Its work is done when its result cannot be stored: it waits for the store instead of failing. Only
+                # here, where tasks run: nothing else of the worker, and no sender, may wait that long.
+                task.backend.always_retry = True
             headers: Mapping[str, Any] = request or {}
             slot = board.writer()
             hard, soft = headers.get("timelimit") or (None, None)

@@ -16,18 +16,28 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery import states
 from celery.concurrency.prefork import TaskPool as Prefork
 from celery.exceptions import Reject, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state as worker_state
 from celery.worker.request import logger as celery_logger
 from kombu.utils.imports import symbol_by_name
 
-from limetaskd.core.board import BY_DAEMON, BY_DAEMON_DONE, BY_WORKER, BY_WORKER_DONE, TIME_LIMIT, Sentence, Slot
+from limetaskd.core.board import (
+    BY_DAEMON,
+    BY_DAEMON_DONE,
+    BY_WORKER,
+    BY_WORKER_DONE,
+    TIME_LIMIT,
+    WORKER_LOST,
+    Sentence,
+    Slot,
+)
 from limetaskd.worker import logs
 from limetaskd.worker.endings import Endings
 from limetaskd.worker.once import NotBegunError
 from limetaskd.worker.records import FAILURE, SUCCESS, Recorder
-from limetaskd.worker.runtime import Runtime
+from limetaskd.worker.runtime import Runtime, one_line
 
 if TYPE_CHECKING:
     from limetaskd.worker.keeping import KeptRequest
@@ -252,14 +262,17 @@ class RequestMixin:
     def on_timeout(self: Any, soft: bool, timeout: float) -> None:
         if self._died_first or self._not_begun:
             return
-        if soft or not self._recorded:
-            with self.runtime.waiting_for("the result store"):
-                if not soft:
-                    # First of all: should its message come again before it is acknowledged, it must not run again.
-                    self.endings.marks.end(self.id, TIME_LIMIT)
+        if soft:
+            super().on_timeout(soft, timeout)  # type: ignore[misc]
+            return
+        if not self._recorded:
+            with self.endings.storing(self.id, TIME_LIMIT, ended_text(TIME_LIMIT, self.task.name)):
+                # First of all: should its message come again before it is acknowledged, it must not run again.
+                self.endings.marks.end(self.id, TIME_LIMIT)
                 super().on_timeout(soft, timeout)  # type: ignore[misc]
-        if not soft and not self._redelivered:
-            self.record(FAILURE, "time_limit")
+        if not self._redelivered:
+            self.acknowledge()
+            self.record(FAILURE, TIME_LIMIT)
 
     def on_failure(self: Any, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         if self._not_begun:  # whatever became of the child that was told so
@@ -302,14 +315,15 @@ class RequestMixin:
             )  # fmt: skip
         if self._goes_to_quarantine(error):
             return
-        super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+        reason = WORKER_LOST if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) else None
+        with self.endings.storing(self.id, reason or "error", one_line(error)):
+            super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
         if self._redelivered or self._already_cancelled or self._already_revoked:
             return
         if self._stored:
             self.record(SUCCESS)
         else:
-            lost = isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt)
-            self.record(FAILURE, "worker_lost" if lost else None)
+            self.record(FAILURE, reason)
 
     def _goes_to_quarantine(self: Any, error: BaseException) -> bool:
         """Count the death of a child that died by itself; True when it was one too many."""
@@ -343,9 +357,13 @@ class RequestMixin:
     def _announce_revoked(self: Any, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Revoked, expired, or terminated by an operator: all come through here."""
         ended = self.runtime.board.ended(self.worker_pid, self.id)
-        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        kind = "operator" if terminated else "expired" if expired else "revoked"
+        with self.endings.storing(self.id, kind, reason, states.REVOKED):
+            super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        self.acknowledge()
+        self._already_revoked = True
         if not ended:
-            self.record(FAILURE, "operator" if terminated else "expired" if expired else "revoked")
+            self.record(FAILURE, kind)
 
 
 def ended_text(reason: str, name: str) -> str:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from celery import Celery
+from celery.backends.base import Backend
 
 from limetaskd.core.board import Board
 from limetaskd.worker.logs import LineHandler, WatchedFile
@@ -31,6 +33,24 @@ def test_a_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
     assert writes == [len("grüße\n".encode())]
     os.close(reader)
     os.close(writer)
+
+
+def test_celerys_word_on_a_store_that_is_away_is_one_line_now_and_then(tmp_path: Path) -> None:
+    path = tmp_path / "w.log"
+    handler = WatchedFile(str(path), own_stdio=False)
+    logger = logging.Logger("celery.backends.base")
+    logger.addHandler(handler)
+    backend = Backend(Celery(set_as_current=False), max_retries=3)
+    backend.always_retry, backend.exception_safe_to_retry, backend.max_retries = True, lambda _error: True, 3
+    backend._sleep = lambda _amount: None
+
+    def store() -> None:
+        raise ConnectionError("refused")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr("celery.backends.base.logger", logger)
+        backend._ensure_retryable(store)
+    assert path.read_text() == "the result store cannot be used, trying again until it can: ConnectionError: refused\n"
 
 
 def test_a_renamed_or_removed_file_is_opened_again(tmp_path: Path) -> None:
