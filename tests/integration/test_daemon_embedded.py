@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,16 +34,20 @@ def marks(folder: Path) -> Counter[int]:
     return Counter(int(path.name.split(".")[0]) for path in folder.iterdir())
 
 
+def helpers(daemon: Daemon) -> dict[str, dict[str, Any]]:
+    status = daemon.status()
+    assert status is not None
+    return {helper["name"]: helper for helper in status["daemon"]["helpers"]}
+
+
 def test_tasks_run_and_senders_find_the_server_by_themselves(daemon: Daemon) -> None:
     daemon.start()
     daemon.wait_running()
     with Sender(daemon) as sender:
         assert sender.results([sender.send("crm.add", n, n, qos="asap") for n in range(5)]) == [0, 2, 4, 6, 8]
     wait_until(lambda: len(daemon.records()) == 5)
-    status = daemon.status()
-    assert status is not None
-    helpers = {helper["name"]: helper["state"] for helper in status["daemon"]["helpers"]}
-    assert helpers == dict.fromkeys(("limetaskd:broker", "limetaskd:image", "limetaskd:agent"), "RUNNING")
+    states = {name: helper["state"] for name, helper in helpers(daemon).items()}
+    assert states == dict.fromkeys(("limetaskd:broker", "limetaskd:image", "limetaskd:agent"), "RUNNING")
     daemon.ctl("stop", "limetaskd:broker")
     daemon.ctl("start", "limetaskd:broker", timeout=60)
     daemon.wait_running()
@@ -73,14 +78,13 @@ def test_queued_and_running_tasks_survive_the_death_of_the_whole_tree(daemon: Da
 @pytest.mark.parametrize("victim", ["broker", "worker", "child", "agent", "daemon"])
 def test_nothing_is_lost_when_one_process_is_killed(daemon: Daemon, victim: str) -> None:
     daemon.start()
-    status = daemon.wait_running()
+    daemon.wait_running()
     folder = daemon.folder / "marks"
     folder.mkdir()
-    helpers = {helper["name"]: helper["pid"] for helper in status["daemon"]["helpers"]}
     worker = daemon.worker("background:0")
     pid = {
-        "broker": helpers["limetaskd:broker"],
-        "agent": helpers["limetaskd:agent"],
+        "broker": helpers(daemon)["limetaskd:broker"]["pid"],
+        "agent": helpers(daemon)["limetaskd:agent"]["pid"],
         "worker": worker["pid"],
         "child": worker["children"][0]["pid"],
         "daemon": daemon.pid,
@@ -98,3 +102,28 @@ def test_nothing_is_lost_when_one_process_is_killed(daemon: Daemon, victim: str)
     wait_until(lambda: daemon.wait_running() is not None)
     assert daemon.stop() == 0
     assert daemon.processes() == []
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_tasks_that_end_while_the_server_is_dead_ran_once_and_succeeded(make_daemon: MakeDaemon, pool: str) -> None:
+    pools = {"all": {"pool": pool, "concurrency": 4}}
+    config = configuration("redis://localhost:1", "redis://localhost:1", strategy="all-in-one", pools=pools)
+    daemon = make_daemon(config, embedded=True)
+    daemon.module("crmtasks", SOURCE)
+    daemon.start()
+    daemon.wait_running()
+    folder = daemon.folder / "marks"
+    folder.mkdir()
+    with Sender(daemon) as sender:
+
+        def run_20_over_a_kill(first: int) -> None:
+            sender.send_many("crm.mark", [[str(folder), n, 0.03] for n in range(first, first + 20)])
+            wait_until(lambda: len(marks(folder)) > first + 4, 60)
+            os.kill(helpers(daemon)["limetaskd:broker"]["pid"], signal.SIGKILL)
+            wait_until(lambda: len({record["task_id"] for record in daemon.records()}) == first + 20, 60)
+
+        for first in (0, 20, 40):
+            run_20_over_a_kill(first)
+    assert daemon.stop() == 0
+    assert set(marks(folder).values()) == {1}
+    assert [record["task_outcome"] for record in daemon.records()] == ["SUCCESS"] * 60
