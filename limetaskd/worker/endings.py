@@ -120,24 +120,18 @@ class Endings:
 
     def admit(self, request: Any) -> bool:
         """Whether a request may run now. One that may not is settled with the broker here."""
+        delivery = request.delivery_info or {}
+        if header_of(request, RESENT_HEADER):
+            delivery["redelivered"] = True  # Celery looks there whether it has succeeded already
+        if self.is_here(request):
+            return False
         if request.id in self._runtime.revoked:
             worker_state.revoked.add(request.id)
             if request.revoked():  # stores REVOKED, acknowledges, and records
                 worker_state.task_ready(request)
                 return False
-        delivery = request.delivery_info or {}
-        if header_of(request, RESENT_HEADER):
-            delivery["redelivered"] = True  # Celery looks there whether it has succeeded already
         if not delivery.get("redelivered"):
             return True
-        if self._keeper.holds(request):
-            # The connection broke between our acknowledgement and the broker.
-            request._recorded = True
-            worker_state.task_ready(request)
-            request.acknowledge()
-            return False
-        if self._runs_here(request):
-            return False
         with self._runtime.waiting_for("the result store"):
             marked = self.marks.look(request.id)
         if marked.ended == "revoked":
@@ -160,21 +154,27 @@ class Endings:
         request.acknowledge()
         return False
 
-    def _runs_here(self, request: Any) -> bool:
-        """Whether this very try still runs here, since before the connection broke: then it ends for this message."""
-        for running in running_requests():
-            same = running.id == request.id and try_of(running.request_dict) == try_of(request.request_dict)
-            if same and running is not request and running.take_message_of(request):
-                break
-        else:
+    def is_here(self, request: Any) -> bool:
+        """Whether this very try is here already, since before the connection broke: its end is the end of both."""
+        if not (request.delivery_info or {}).get("redelivered"):
+            return False
+        number = try_of(request.request_dict)
+        running = [
+            other for other in running_requests()
+            if other is not request and other.id == request.id and try_of(other.request_dict) == number
+        ]  # fmt: skip
+        if self._keeper.holds(request):
+            request.acknowledge()  # the first acknowledgement was lost on its way
+        elif not any(other.take_message_of(request) for other in running):
             return False
         logger.info(
-            "task %s[%s] came again and runs here still: it does not run twice", request.task.name, request.id,
+            "task %s[%s] came again and is here still: it does not run twice", request.task.name, request.id,
             extra={"action": "runs_still", "task_id": request.id, "task_name": request.task.name},
         )  # fmt: skip
         request._recorded = True
         worker_state.task_ready(request)
-        worker_state.requests[running.id] = running  # Celery's commands find it by its id
-        if running not in worker_state.active_requests:  # it has just ended
-            worker_state.requests.pop(running.id, None)
+        for other in running:
+            worker_state.requests[other.id] = other  # Celery's commands find it by its id
+            if other not in worker_state.active_requests:  # it has just ended
+                worker_state.requests.pop(other.id, None)
         return True

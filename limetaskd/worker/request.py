@@ -354,6 +354,10 @@ class RequestMixin:
             self.record(None)
         return done
 
+    def revoked(self: Any) -> bool:
+        """Celery's: whether it may not run any more, and has been settled then. A copy of what runs here is, too."""
+        return self.endings.is_here(self) or bool(super().revoked())  # type: ignore[misc]
+
     def _announce_revoked(self: Any, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Revoked, expired, or terminated by an operator: all come through here."""
         ended = self.runtime.board.ended(self.worker_pid, self.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import psutil
@@ -11,6 +12,7 @@ import pytest
 import redis
 from kombu import Connection
 
+from limetaskd import create_app
 from limetaskd.tasks import redis_owners
 from tests.support.brokers import RabbitMQ, Redis
 from tests.support.daemon import Daemon
@@ -192,3 +194,29 @@ def test_what_runs_still_when_the_connection_is_back_does_not_run_beside_itself(
     assert [record["task_outcome"] for record in daemon.records(task)] == ["SUCCESS"]
     # Its message has been acknowledged: nobody gets it again.
     assert waiting(urls, "lime_default_task_queue") == 0
+
+
+@pytest.mark.parametrize("why", ["expired", "revoked"])
+def test_a_copy_that_comes_too_late_does_not_end_what_runs(
+    urls: Urls, rabbitmq: RabbitMQ, redis_server: Redis, make_daemon: MakeDaemon, why: str  # noqa: F811
+) -> None:
+    pools = {"all": {"concurrency": 2, "prefetch": 2}}
+    daemon = start(make_daemon, urls.broker, urls.backend, pools=pools)
+    # RabbitMQ itself drops what has expired in its queue, and no copy comes.
+    expires = 1.0 if why == "expired" and urls.kind == "redis" else None
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder), expires=expires)
+        too_late = time.monotonic() + 1.1
+        noted(daemon, "until")
+        if why == "revoked":
+            with create_app(str(daemon.config_path)) as app:
+                app.control.revoke(task)  # limetaskctl refuses that of a task that runs
+            wait_until(lambda: any("flagged as revoked" in record["message"] for record in daemon.logs()))
+        wait_until(lambda: time.monotonic() > too_late)
+        break_connections(daemon, urls, rabbitmq, redis_server)
+        wait_until(lambda: events(daemon, "runs_still"), 60)
+        (daemon.folder / "go").touch()
+        assert sender.result(task) == "until"
+    wait_until(lambda: waiting(urls, "lime_default_task_queue") == 0, 30)
+    assert daemon.stop() == 0
+    assert [record["task_outcome"] for record in daemon.records(task)] == ["SUCCESS"]
