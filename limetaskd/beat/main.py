@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import logging
 import os
 import select
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from kombu.exceptions import KombuError
 
@@ -30,6 +32,7 @@ EX_CONFIG = 78
 # A send is tried again for ever anyway; a short try lets a stop be quick.
 SEND_TIMEOUT_S = 5.0
 CONNECT_TIMEOUT_S = 4.0
+TURN_POLL_S = 0.1
 
 
 class Beat:
@@ -96,8 +99,29 @@ class Beat:
         poller.register(self._wake, select.POLLIN)
         poller.poll(seconds * 1000)
 
+    def _take_turn(self) -> TextIO | None:
+        """Wait until no other schedule of this state runs, known to the daemon or not: two would send everything twice.
+
+        The lock, which ends with this process; None when it is told to stop, or the disk refuses.
+        """
+        path = f"{self.spec.state}.lock"
+        try:
+            file = Path(path).open("a")  # noqa: SIM115  it stays open
+            while not self.stopping:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    self.report(Phase.STARTING, "another schedule with this state_dir runs still")
+                    self._pause(TURN_POLL_S)
+                else:
+                    return file
+        except OSError as error:
+            logger.error("%s: nothing keeps another schedule from running beside this one", error)
+        return None
+
     def run(self) -> int:
         app = application.build(self.settings)
+        turn = self._take_turn()
         scheduler = Scheduler(app, schedule_filename=self.spec.state)
         self.entries = len(scheduler.schedule)
         connected = False
@@ -112,6 +136,8 @@ class Beat:
             self.report(Phase.CONSUMING if trouble is None else Phase.CONNECTING, trouble)
             self._pause(delay)
         scheduler.close()
+        if turn is not None:
+            turn.close()
         logger.info("the schedule stops")
         return os.EX_OK
 

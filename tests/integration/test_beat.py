@@ -37,9 +37,9 @@ def register_scheduled_tasks():
 '''
 
 
-def _beat(bench: Bench) -> Process:
-    bench.daemon.states.pop("b:beat", None)
-    return bench.start(bench.spec("b:beat", kind="beat", board=None, state=str(bench.folder / "beat.json")))
+def _beat(bench: Bench, name: str = "b:beat") -> Process:
+    bench.daemon.states.pop(name, None)
+    return bench.start(bench.spec(name, kind="beat", board=None, state=str(bench.folder / "beat.json")))
 
 
 def _runs(bench: Bench) -> list[dict[str, Any]]:
@@ -72,6 +72,27 @@ def test_runs_are_planned_sent_routed_and_remembered(urls: Urls) -> None:  # noq
         settled(lambda: len(bench.lines()), len(runs) + 1)
         assert drain_and_wait(again, 30) == 0
         assert json.loads((bench.folder / "beat.json").read_text())["entries"]["rarely"]["last_run"] == rarely
+        moments = [run["planned"] for run in _runs(bench)]
+        assert len(set(moments)) == len(moments)
+        assert drain_and_wait(worker) == 0
+
+
+def test_two_never_run_at_once_and_the_next_goes_on_where_the_first_died(redis_url: str) -> None:
+    with Bench(settings_of(redis_url), {"scheduled": SCHEDULED}) as bench:
+        worker = bench.worker("w:0")
+        first = _beat(bench)
+        bench.consuming("b:beat")
+        settled(lambda: len(bench.lines()), 1)
+        second, third = _beat(bench, "c:beat"), _beat(bench, "d:beat")
+        for name in ("c:beat", "d:beat"):
+            wait_until(lambda: (state := bench.daemon.states.get(name)) and state.reason)  # noqa: B023  called here
+            assert bench.daemon.states[name].phase == Phase.STARTING
+        settled(lambda: len(bench.lines()), 3)
+        assert drain_and_wait(third, 30) == 0
+        first.end()
+        bench.consuming("c:beat")
+        settled(lambda: len(bench.lines()), 5)
+        assert drain_and_wait(second, 30) == 0
         moments = [run["planned"] for run in _runs(bench)]
         assert len(set(moments)) == len(moments)
         assert drain_and_wait(worker) == 0
