@@ -76,6 +76,7 @@ class Daemon:
         self.generation = 1  # of the accepted configuration
         self.state = "starting"
         self.last_reload_error: str | None = None
+        self.last_upgrade_error: str | None = None
         self.started_at = time.monotonic()
         self.broker_figures: dict[str, Any] = {}
         self.figures_at = 0.0  # monotonic
@@ -502,4 +503,6 @@ class Daemon:
             parts.append("no image: workers start by exec")
         if self.last_reload_error:
             parts.append("the last reload was refused")
+        if self.last_upgrade_error:
+            parts.append("the last upgrade was refused")
         return "; ".join(parts)

@@ -76,6 +76,7 @@ def _daemon(daemon: Daemon) -> dict[str, Any]:
         "status": daemon.status_text(),
         "warnings": list(daemon.plan.warnings),
         "last_reload_error": daemon.last_reload_error,
+        "last_upgrade_error": daemon.last_upgrade_error,
     }
 
 

@@ -80,6 +80,7 @@ async def upgrade(daemon: Daemon) -> dict[str, Any]:
     async with daemon.change_lock:
         _require_calm(daemon)
         daemon.events.emit("upgrade_started")
+        daemon.last_upgrade_error = None
         try:
             await _rehearse(daemon)
             await daemon.accounted()
@@ -87,6 +88,7 @@ async def upgrade(daemon: Daemon) -> dict[str, Any]:
             await _save_memory(daemon)
             _require_calm(daemon)
         except CommandError as error:
+            daemon.last_upgrade_error = str(error)
             daemon.events.emit("upgrade_refused", reason=str(error))
             raise
         log.info("the installed code passed its rehearsal: replacing this process", extra={"action": "upgrade"})

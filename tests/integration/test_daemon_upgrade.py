@@ -350,6 +350,10 @@ def refused(daemon: Daemon, reason: str) -> None:
     left = {"--rehearse", "rehearse", "sleep"}
     assert not [process for process in daemon.processes() if left & set(arguments(process))]
     assert daemon.worker("asap:0")["ready"]
+    status = daemon.status()
+    assert status is not None
+    assert reason in status["daemon"]["last_upgrade_error"]
+    assert "the last upgrade was refused" in status["daemon"]["status"]
 
 
 def arguments(process: psutil.Process) -> list[str]:

@@ -122,7 +122,7 @@ def test_a_status_in_which_nothing_is_known_yet() -> None:
 
 def test_a_status_works_without_its_optional_keys() -> None:
     result = json.loads(json.dumps(examples()["status"]["result"]))
-    for key in ("status", "last_reload_error", "warnings", "beat", "helpers", "broker"):
+    for key in ("status", "last_reload_error", "last_upgrade_error", "warnings", "beat", "helpers", "broker"):
         del result["daemon"][key]
     for pool in result["pools"]:
         for worker in pool["workers"]:
@@ -134,9 +134,11 @@ def test_a_status_works_without_its_optional_keys() -> None:
 def test_a_status_tells_of_failed_reloads_and_warnings() -> None:
     result = json.loads(json.dumps(examples()["status"]["result"]))
     result["daemon"]["last_reload_error"] = "x.yaml: tasks.timezone\nx.yaml: tasks.routing"
+    result["daemon"]["last_upgrade_error"] = "cannot import crmtasks"
     result["daemon"]["warnings"] = ["runs as root"]
     lines = rendered("status", result).splitlines()
     assert "the last reload failed: x.yaml: tasks.routing" in lines
+    assert "the last upgrade failed: cannot import crmtasks" in lines
     assert "warning: runs as root" in lines
 
 

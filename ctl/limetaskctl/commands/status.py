@@ -58,8 +58,9 @@ def _daemon(daemon: dict[str, Any], view: View) -> str:
     lines = ["  ".join(facts), f"config: {clean(daemon['config'])}", f"beat:   {_owner(daemon['beat_owner'])}"]
     if daemon.get("status"):
         lines.append(f"status: {clean(daemon['status'])}")
-    if daemon.get("last_reload_error"):
-        lines += [f"the last reload failed: {clean(line)}" for line in str(daemon["last_reload_error"]).splitlines()]
+    for what in ("reload", "upgrade"):
+        error = str(daemon.get(f"last_{what}_error") or "")
+        lines += [f"the last {what} failed: {clean(line)}" for line in error.splitlines()]
     lines += [f"warning: {clean(text)}" for text in daemon.get("warnings") or []]
     return "\n".join(lines)
 
