@@ -92,10 +92,11 @@ class ResultStore:
         state = str(params.get("state") or states.FAILURE)
         backend = self.app.backend
         stores = self._settings.backend_url is not None
-        if stores and backend.get_state(task_id) == states.SUCCESS:
+        known = backend.get_state(task_id) if stores else None
+        if known == states.SUCCESS:
             return {"state": states.SUCCESS}
         marked = self.marks.end(task_id, reason)
-        if stores:
+        if stores and known not in states.READY_STATES:  # its worker may have stored it, and why, after all
             error = TaskRevokedError(text) if state == states.REVOKED else killed_error(reason, text)
             backend.store_result(task_id, error, state)
         return {"state": state, "marked": marked}

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import logging
 import os
 import select
 import signal
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 from kombu.exceptions import KombuError
 
-from limetaskd.beat.scheduler import RETRY_S, Scheduler
+from limetaskd.beat.scheduler import RETRY_S, Scheduler, lock_schedule
 from limetaskd.core.channel import Command, Phase, Reply, State
 from limetaskd.core.redact import redact_text
 from limetaskd.core.settings import Settings
@@ -100,28 +98,32 @@ class Beat:
         poller.poll(seconds * 1000)
 
     def _take_turn(self) -> TextIO | None:
-        """Wait until no other schedule of this state runs, known to the daemon or not: two would send everything twice.
+        """Wait until no other schedule with this state runs, known to the daemon or not; the lock.
 
-        The lock, which ends with this process; None when it is told to stop, or the disk refuses.
+        None when it is told to stop, or the disk refuses.
         """
-        path = f"{self.spec.state}.lock"
-        try:
-            file = Path(path).open("a")  # noqa: SIM115  it stays open
-            while not self.stopping:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    self.report(Phase.STARTING, "another schedule with this state_dir runs still")
-                    self._pause(TURN_POLL_S)
-                else:
-                    return file
-        except OSError as error:
-            logger.error("%s: nothing keeps another schedule from running beside this one", error)
+        while not self.stopping:
+            try:
+                return lock_schedule(str(self.spec.state))
+            except BlockingIOError:
+                self.report(Phase.STARTING, "another schedule with this state_dir runs still")
+                self._pause(TURN_POLL_S)
+            except OSError as error:
+                logger.error("%s: nothing keeps another schedule from running beside this one", error)
+                break
         return None
 
     def run(self) -> int:
         app = application.build(self.settings)
         turn = self._take_turn()
+        if not self.stopping:
+            self._tick(app)
+        if turn is not None:
+            turn.close()
+        logger.info("the schedule stops")
+        return os.EX_OK
+
+    def _tick(self, app: Any) -> None:
         scheduler = Scheduler(app, schedule_filename=self.spec.state)
         self.entries = len(scheduler.schedule)
         connected = False
@@ -136,10 +138,6 @@ class Beat:
             self.report(Phase.CONSUMING if trouble is None else Phase.CONNECTING, trouble)
             self._pause(delay)
         scheduler.close()
-        if turn is not None:
-            turn.close()
-        logger.info("the schedule stops")
-        return os.EX_OK
 
     def _connect(self, app: Any) -> str | None:
         """None when the broker answers, else why not."""

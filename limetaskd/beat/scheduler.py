@@ -7,6 +7,7 @@ Works in `celery beat`'s service (`lime-task-handler --beat`) and in limetaskd's
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
 from celery.beat import Scheduler as CeleryScheduler
 from celery.beat import _evaluate_entry_args, _evaluate_entry_kwargs
@@ -64,6 +65,20 @@ def planned_at(entry: Any, now: datetime) -> datetime:
         period: timedelta = schedule.run_every
         return last + max(1, (now - last) // period) * period  # type: ignore[no-any-return]
     return now
+
+
+def lock_schedule(path: str) -> TextIO:
+    """The lock beside the state `path`, held until it is closed or this process ends: two would send everything twice.
+
+    Raises BlockingIOError when another schedule holds it, OSError when the disk refuses.
+    """
+    file = Path(f"{path}.lock").open("a")  # noqa: SIM115  it stays open
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 class Scheduler(CeleryScheduler):  # type: ignore[misc]

@@ -5,7 +5,8 @@ run by hand uses anonymous memory. Pool children (or threads) write their own sl
 lock: a sequence number that is odd while its slot is being written lets a reader see only whole records.
 
     header  64 bytes: magic "LTB1", u32 version, u32 slots, u64 the last number that is answered no more
-    slot   768 bytes: see `_SLOT`, from `_SENTENCE_AT` on `_SENTENCE`, and at `_ANSWER_AT` u64 the last answer
+    slot   768 bytes: see `_SLOT`; at `_WAITED_AT` when it last waited for the result store; from `_SENTENCE_AT` on
+           `_SENTENCE`; at `_ANSWER_AT` u64 the last answer
 
 The writer of a slot is one process (or thread) only. Slots are claimed by `claim` under a file lock in the worker.
 
@@ -46,15 +47,19 @@ _SENTENCE_AT = 720
 # In one move of the processor, unlike the standard sizes: the other process sees all of it or nothing.
 _NUMBER = struct.Struct("@Q")
 _UNANSWERED_AT = 16
+_WAITED = struct.Struct("@d")  # monotonic s, 0: never
+_WAITED_AT = 704
 _ANSWER_AT = 736
 _NO = 1 << 63  # beside the number
 SLOT_BYTES = 768
-assert _SLOT.size <= _SENTENCE_AT
+assert _SLOT.size <= _WAITED_AT
+assert _WAITED_AT + _WAITED.size <= _SENTENCE_AT
 assert _SENTENCE_AT + _SENTENCE.size <= _ANSWER_AT
 assert _ANSWER_AT + _NUMBER.size <= SLOT_BYTES
 _READ_TRIES = 50
 _LOCK_STEP_S = 0.001
 _EARLY_ACK = 1
+_WAITS_S = 15.0  # whoever waits for the result store says so again within this time
 
 # Why a task was ended: `task_failure_reason`. The position is what stands in the sentence.
 TIME_LIMIT = "time_limit"
@@ -86,6 +91,7 @@ class Running:
     early_ack: bool = False
     started_monotonic: float = 0.0  # the clock of this boot, the same in all processes; 0: not told
     latency_ms: float | None = None
+    waits: bool = False  # when it was read: for the result store
 
 
 @dataclass(frozen=True)
@@ -203,9 +209,14 @@ class Board:
             running = Running(
                 task_id, name, queue, user or None, started, soft or None, hard or None,
                 bool(flags & _EARLY_ACK), monotonic, None if math.isnan(waited) else waited,
+                self._waits(offset, monotonic),
             )  # fmt: skip
         ended_id = None if running else task_id or None
         return Slot(index, pid, ticks, running, processed, failed, latency, duration, ended_id, base)
+
+    def _waits(self, offset: int, started: float) -> bool:
+        at: float = _WAITED.unpack_from(self._memory, offset + _WAITED_AT)[0]
+        return at >= started and time.monotonic() - at < _WAITS_S
 
     def glance(self, index: int) -> tuple[int, int, float]:
         """(sequence, claimed, started) of a slot: tells a watcher, for next to nothing, whether to read it anew."""
@@ -388,6 +399,10 @@ class SlotWriter:
             self._task_id, name.encode(), queue.encode(), (user or "").encode(),
             _EARLY_ACK if early_ack else 0, time.monotonic(), math.nan if latency_ms is None else latency_ms,
         )  # fmt: skip
+
+    def wait(self) -> None:
+        """The task of this slot has just met a result store that is away, and will try again."""
+        _WAITED.pack_into(self._memory, self._offset + _WAITED_AT, time.monotonic())
 
     def end(self, *, failed: bool, latency_ms: float | None, duration_ms: float) -> None:
         """The task of this slot has ended."""

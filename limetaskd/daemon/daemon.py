@@ -396,8 +396,9 @@ class Daemon:
             if event.event == "child_died":
                 self.guard.child_died(name, event.fields)
             elif event.event == "task_end_not_stored":
-                self.guard.end_not_stored(name, event.fields)
-        self.events.emit(event.event, process=name, **event.fields)
+                self.guard.end_not_stored(event.fields)
+        # What a task raised is for who waits for its result.
+        self.events.emit(event.event, process=name, **{key: event.fields[key] for key in event.fields if key != "text"})
 
     def _on_close(self, connection: Connection) -> None:
         for unit in self.units.values():
@@ -498,6 +499,9 @@ class Daemon:
         if self.state == "stopping":
             running = sum(1 for unit in workers if unit.current is not None or unit.leaving)
             return f"stopping: {running} workers finish their tasks"
+        server = self.units.get(BROKER)
+        if server is not None and server.state == engine.FATAL:
+            parts.append(f"the embedded broker is FATAL: limetaskctl start {BROKER} tries again")
         image = self.units.get(IMAGE)
         if image is not None and image.state == engine.FATAL:
             parts.append("no image: workers start by exec")

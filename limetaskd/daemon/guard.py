@@ -21,6 +21,7 @@ from limetaskd.daemon.incarnation import Incarnation
 from limetaskd.daemon.memory import MemoryWatch
 from limetaskd.daemon.orphans import Remains
 from limetaskd.daemon.unit import Unit
+from limetaskd.daemon.unstored import UnstoredEnds
 from limetaskd.plan.model import LimitsPlan, PoolPlan
 from limetaskd.policy.limits import next_look_s, overtime_s
 
@@ -62,8 +63,10 @@ class Guard:
         self._ending: set[tuple[int, int, float]] = set()
         self._memory = MemoryWatch(daemon, self.end)
         self._health = health.Health(daemon)
+        self._unstored = UnstoredEnds(daemon)
 
     def start(self) -> None:
+        self._unstored.start()
         for unit, incarnation in incarnations(self._daemon):
             for slot in incarnation.board.read() if incarnation.board is not None else ():
                 self._carry_on(unit, incarnation, slot)
@@ -100,10 +103,9 @@ class Guard:
             postmortem.report(self._daemon, name, "child_crash", how, pid, tasks=tasks, exit_text=how)
         )
 
-    def end_not_stored(self, name: str, fields: dict[str, Any]) -> None:
+    def end_not_stored(self, fields: dict[str, Any]) -> None:
         """A worker has ended a task, and recorded that, but its result store is away."""
-        params = {"id": fields.get("task_id"), **{key: fields.get(key) for key in ("state", "reason", "text")}}
-        self._daemon.background(outcome.store_end(self._daemon, name, params))
+        self._unstored.add(fields)
 
     # Health.
 

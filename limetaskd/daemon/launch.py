@@ -104,6 +104,10 @@ class Paths:
     def memory(self) -> str:
         return self._under(self.runtime_dir, "memory.json")
 
+    @property
+    def unstored(self) -> str:
+        return self._under(self.state_dir, "unstored.json")
+
     def log(self, name: str) -> str:
         return self._under(self.logs, f"{name}.log")
 

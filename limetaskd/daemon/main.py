@@ -283,8 +283,9 @@ async def serve(
             await daemon.stop(complete=served)
         await control.close()
         await daemon.close()
+    # For newer code they wait; and a loop that closes has no use for one more.
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
     if replace:
-        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
         return EXIT_REPLACE
     log.info("stopped", extra={"action": "stopped"})
     return EXIT_OK

@@ -119,7 +119,7 @@ def find_all(paths: Paths) -> tuple[list[Orphan], list[Remains], dict[str, int]]
             ref = find(record.pid, record.start_ticks)
             if ref is None:
                 log.warning(
-                    "%s (pid %d) is dead, and no daemon has seen to that", record.name, record.pid,
+                    "%s (pid %d) has died; what it ran is seen to now", record.name, record.pid,
                     extra={"action": "found_dead", "worker": record.name},
                 )  # fmt: skip
         if ref is not None:

@@ -192,7 +192,7 @@ async def finish(
     running = slot.running
     assert running is not None
     params = {"id": running.id, "reason": reason, "text": f"{running.name}: {text}"}
-    record(daemon, slot, await store_end(daemon, name, params), reason, ended)
+    record(daemon, slot, await _store(daemon, name, params), reason, ended)
 
 
 def record(daemon: Daemon, slot: Slot, outcome: str, reason: str | None, ended: float | None) -> None:
@@ -224,11 +224,8 @@ async def ask_agent(daemon: Daemon, command: str, params: dict[str, Any]) -> dic
     return await agent.connection.call(command, params, AGENT_S)
 
 
-async def store_end(daemon: Daemon, name: str, params: dict[str, Any]) -> str:
-    """Have the agent store the end of a task (`params`: see its end_task); the state that the result store says then.
-
-    Tries for `RETRY_FOR_S`, at first often: the agent may just start.
-    """
+async def _store(daemon: Daemon, name: str, params: dict[str, Any]) -> str:
+    """The state that the result store says then. Tries for `RETRY_FOR_S`, at first often: the agent may just start."""
     begun = time.monotonic()
     said = False
     while True:

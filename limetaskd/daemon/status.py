@@ -148,6 +148,7 @@ def _child(slot: Slot, figures: dict[int, dict[str, float]]) -> dict[str, Any]:
             "id": slot.running.id,
             "name": slot.running.name,
             "running_s": round(max(0.0, time.time() - slot.running.started), 3),
+            "waits": slot.running.waits,
         }
     return {"pid": slot.pid, "memory_bytes": int(memory) if memory is not None else None, "task": task}
 
@@ -182,6 +183,7 @@ def running_tasks(daemon: Daemon, only: str | None) -> list[dict[str, Any]]:
                         "worker": unit.name,
                         "pid": slot.pid,
                         "running_s": round(max(0.0, time.time() - slot.running.started), 3),
+                        "waits": slot.running.waits,
                     }
                 )
     return sorted(found, key=lambda task: -task["running_s"])

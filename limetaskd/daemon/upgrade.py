@@ -20,7 +20,7 @@ from typing import Any
 
 from limetaskd.core.record import ProcessRecord
 from limetaskd.core.redact import redact_text
-from limetaskd.daemon import files
+from limetaskd.daemon import files, unstored
 from limetaskd.daemon.daemon import Daemon
 from limetaskd.daemon.embedded import find_server
 from limetaskd.daemon.incarnation import launch_environment
@@ -244,6 +244,7 @@ def rehearse_state(paths: Paths) -> list[str]:
         (paths.memory, Memory.from_json),
         (paths.scale, Scales.from_json),
         (paths.queues, lambda text: parse_saved(json.loads(text))),
+        (paths.unstored, unstored.from_json),
     )
     for path, read in saved:
         try:

@@ -25,5 +25,9 @@ _KINDS: dict[str, type[Exception]] = {"time_limit": TimeLimitExceeded, "worker_l
 
 def killed_error(reason: str, text: str) -> Exception:
     """What the caller of a task that was ended from outside gets, by `task_failure_reason`."""
+    if reason == "not_registered":
+        from celery.exceptions import NotRegistered  # only here: the agent does without Celery for long
+
+        return NotRegistered(text)  # type: ignore[no-any-return]
     kind = _KINDS.get(reason)
     return TaskKilledError(f"{reason}: {text}") if kind is None else kind(text)

@@ -22,16 +22,23 @@ logger = logging.getLogger(__name__)
 LIFE_S = 7 * 86400
 _MOST_DEATHS = 50
 _MOST_LOCAL = 10_000
-# After a failure the store is left alone for so long: a question may block for seconds.
-_REST_S = 10.0
+# A store that has not answered is left alone for a moment, and longer when the question took long: each would.
+_REST_S = 1.0
+_LONG_REST_S = 20.0
+SLOW_S = 5.0  # a store that works answers sooner, also on a host that is busy
+_SAY_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Marked:
-    """`ended`: the reason, None: not ended. `deaths`: what is known of each, the oldest first."""
+    """`ended`: the reason, None: not ended. `deaths`: what is known of each, the oldest first.
+
+    `known` False: the store did not answer, and there may be more.
+    """
 
     ended: str | None = None
     deaths: list[dict[str, Any]] = field(default_factory=list)
+    known: bool = True
 
 
 class Marks:
@@ -40,34 +47,57 @@ class Marks:
     def __init__(self, backend: Any, prefix: str) -> None:
         self._backend = backend
         self._prefix = prefix
-        self._shared = isinstance(backend, BaseKeyValueStoreBackend)
-        self._redis = self._shared and hasattr(backend, "client") and hasattr(backend.client, "rpush")
-        self._errors: tuple[type[BaseException], ...] = (
-            *getattr(backend, "connection_errors", ()),
-            *getattr(backend, "channel_errors", ()),
-            OSError,
-        )
+        self.shared = isinstance(backend, BaseKeyValueStoreBackend)
+        self._redis = self.shared and hasattr(backend, "client") and hasattr(backend.client, "rpush")
+        errors = (*getattr(backend, "connection_errors", ()), *getattr(backend, "channel_errors", ()))
+        self._errors: tuple[type[BaseException], ...] = (*errors, OSError)
+        # Of the client library: an OSError may be anybody's.
+        self.away_errors = tuple(kind for kind in errors if kind.__module__ != "builtins")
         self._local: dict[str, list[dict[str, Any]]] = {}
         self._rest_until = 0.0
+        self._hung_until = 0.0
+        self._quiet_until = 0.0
 
     def _key(self, kind: str, task_id: str) -> str:
         return f"{self._prefix}limetaskd-{kind}-{task_id}"
 
-    def _failed(self, what: str, task_id: str, error: BaseException) -> None:
-        self._rest_until = time.monotonic() + _REST_S
+    @property
+    def rests(self) -> bool:
+        """The store did not answer a moment ago, and is left alone."""
+        return time.monotonic() < self._rest_until
+
+    @property
+    def hangs(self) -> bool:
+        """It took so long not to answer that a question must not be asked without need."""
+        return time.monotonic() < self._hung_until
+
+    def unanswered(self, asked: float) -> None:
+        """The store has not answered what it was asked then (monotonic s)."""
+        now = time.monotonic()
+        if now - asked > SLOW_S:
+            self._hung_until = now + _LONG_REST_S
+        self._rest_until = max(now + _REST_S, self._hung_until)
+
+    def _failed(self, what: str, task_id: str, asked: float, error: BaseException) -> None:
+        self.unanswered(asked)
+        now = time.monotonic()
+        if now < self._quiet_until:
+            return
+        self._quiet_until = now + _SAY_EVERY_S
         logger.error("%s of task %s: the result store is away: %s", what, task_id, type(error).__name__)
 
     def end(self, task_id: str, reason: str) -> bool:
         """Put up the tombstone; False when that is not possible (now, or with this store)."""
-        if not self._shared:
+        if not self.shared:
             return False
+        asked = time.monotonic()
         try:
             if self._redis:
                 self._backend.client.set(self._key("ended", task_id), reason, ex=LIFE_S)
             else:
                 self._backend.set(self._key("ended", task_id), reason)
         except self._errors as error:
-            self._failed("the tombstone", task_id, error)
+            self._failed("the tombstone", task_id, asked, error)
             return False
         return True
 
@@ -80,25 +110,28 @@ class Marks:
             local.append(death)
         if len(self._local) > _MOST_LOCAL:
             del self._local[next(iter(self._local))]
-        if not self._shared:
+        if not self.shared or self.rests:
             return list(local)
-        key = self._key("deaths", task_id)
+        asked = time.monotonic()
         try:
-            if self._redis:
-                with self._backend.client.pipeline() as pipe:
-                    item = json.dumps(death)
-                    pipe.lrem(key, 0, item)
-                    pipe.rpush(key, item)
-                    pipe.ltrim(key, -_MOST_DEATHS, -1)
-                    pipe.expire(key, LIFE_S)
-                    pipe.lrange(key, 0, -1)
-                    return [json.loads(item) for item in pipe.execute()[4]]
-            deaths = [*(known for known in self._read(key) if known != death), death]
-            self._backend.set(key, json.dumps(deaths))
-            return deaths
+            return self._count(self._key("deaths", task_id), death)
         except self._errors as error:
-            self._failed("a death", task_id, error)
+            self._failed("a death", task_id, asked, error)
             return list(local)
+
+    def _count(self, key: str, death: dict[str, Any]) -> list[dict[str, Any]]:
+        if self._redis:
+            with self._backend.client.pipeline() as pipe:
+                item = json.dumps(death)
+                pipe.lrem(key, 0, item)
+                pipe.rpush(key, item)
+                pipe.ltrim(key, -_MOST_DEATHS, -1)
+                pipe.expire(key, LIFE_S)
+                pipe.lrange(key, 0, -1)
+                return [json.loads(item) for item in pipe.execute()[4]]
+        deaths = [*(known for known in self._read(key) if known != death), death]
+        self._backend.set(key, json.dumps(deaths))
+        return deaths
 
     def _read(self, key: str) -> list[dict[str, Any]]:
         text = self._backend.get(key)
@@ -107,29 +140,45 @@ class Marks:
     def look(self, task_id: str) -> Marked:
         """What is known of a task whose message has come again."""
         local = list(self._local.get(task_id, ()))
-        if not self._shared or time.monotonic() < self._rest_until:
+        if not self.shared:
             return Marked(None, local)
-        keys = self._key("ended", task_id), self._key("deaths", task_id)
+        if self.rests:
+            return Marked(None, local, known=False)
+        asked = time.monotonic()
         try:
-            if self._redis:
-                with self._backend.client.pipeline(transaction=False) as pipe:
-                    pipe.get(keys[0])
-                    pipe.lrange(keys[1], 0, -1)
-                    ended, items = pipe.execute()
-                deaths = [json.loads(item) for item in items]
-            else:
-                ended, deaths = self._backend.get(keys[0]), self._read(keys[1])
+            return self._look(self._key("ended", task_id), self._key("deaths", task_id))
         except self._errors as error:
-            self._failed("the marks", task_id, error)
-            return Marked(None, local)
+            self._failed("the marks", task_id, asked, error)
+            return Marked(None, local, known=False)
+
+    def _look(self, ended_key: str, deaths_key: str) -> Marked:
+        if self._redis:
+            with self._backend.client.pipeline(transaction=False) as pipe:
+                pipe.get(ended_key)
+                pipe.lrange(deaths_key, 0, -1)
+                ended, items = pipe.execute()
+            deaths = [json.loads(item) for item in items]
+        else:
+            ended, deaths = self._backend.get(ended_key), self._read(deaths_key)
         reason = ended.decode() if isinstance(ended, bytes) else ended
         return Marked(str(reason) if reason else None, deaths)
+
+    def state(self, task_id: str) -> str | None:
+        """Celery's state of its result; None: nobody can tell."""
+        if not self.shared or self.rests:
+            return None
+        asked = time.monotonic()
+        try:
+            return str(self._backend.get_state(task_id))
+        except Exception as error:  # noqa: BLE001  away, or what is stored cannot be read
+            self._failed("the result", task_id, asked, error)
+            return None
 
     def forget(self, task_id: str) -> None:
         """As if nothing had happened: an operator sends it again. Raises what the store raises."""
         self._local.pop(task_id, None)
         if self._redis:
             self._backend.client.delete(self._key("ended", task_id), self._key("deaths", task_id))
-        elif self._shared:
+        elif self.shared:
             self._backend.delete(self._key("ended", task_id))
             self._backend.delete(self._key("deaths", task_id))

@@ -44,6 +44,11 @@ class _Results:
         that never fetches its results collects subscriptions.
         """
 
+    def on_connection_error(self, max_retries: Any, exc: Exception, intervals: Any, retries: int) -> Any:
+        """Celery's, of writing; of reading it calls the other one. Whoever wants to know hears of both."""
+        self.on_backend_retryable_error(exc)  # type: ignore[attr-defined]
+        return super().on_connection_error(max_retries, exc, intervals, retries)  # type: ignore[misc]
+
     def _set_with_state(self, key: Any, value: Any, state: str) -> Any:
         """A try that is over must not overwrite the end of a later one.
 

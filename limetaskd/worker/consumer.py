@@ -91,7 +91,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
         headers = message.headers or {}
         source = headers if "id" in headers else message.payload  # of Celery's protocol 2, or 1
         task_id, name = str(source["id"]), str(source["task"])
-        with self.controller.endings.storing(task_id, "not_registered", f"no task {name!r} is registered here"):
+        with self.controller.endings.storing(task_id, "not_registered", name):
             super().on_unknown_task(body, message, exc)
         self.controller.recorder.write(
             task_id, name, {**headers, "delivery_info": message.delivery_info or {}}, FAILURE,

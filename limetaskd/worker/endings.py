@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -17,8 +18,10 @@ from celery import signals, states
 from celery.utils.nodenames import gethostname
 from celery.worker import state as worker_state
 
-from limetaskd.core.board import WORKER_LOST
+from limetaskd.core.board import WORKER_LOST, Board
 from limetaskd.core.jsonlog import timestamp
+from limetaskd.core.process import process_may_live
+from limetaskd.errors import LimetaskError
 from limetaskd.tasks.errors import killed_error
 from limetaskd.tasks.marks import Marks
 from limetaskd.tasks.message import RESENT_HEADER, header_of
@@ -29,6 +32,14 @@ from limetaskd.worker.records import FAILURE, Recorder
 from limetaskd.worker.runtime import Runtime, one_line
 
 logger = logging.getLogger(__name__)
+
+# What cannot run yet is looked at again after this time.
+_BESIDE_FIRST_S, _BESIDE_S = 0.01, 1.0
+_STORE_AWAY_S = 2.0
+
+
+class StoreAwayError(LimetaskError):
+    """The result store cannot be used now."""
 
 
 class Endings:
@@ -47,6 +58,17 @@ class Endings:
             self._marks = Marks(self._app.backend, self._runtime.settings.cluster.key_prefix)
         return self._marks
 
+    def require_store(self) -> None:
+        """Raises StoreAwayError at once when the store did not answer a moment ago."""
+        if self.marks.rests:
+            raise StoreAwayError("it did not answer a moment ago")
+
+    def mark(self, task_id: str, reason: str) -> None:
+        """Put up the tombstone. Raises StoreAwayError."""
+        self.require_store()
+        if not self.marks.end(task_id, reason) and self.marks.shared:
+            raise StoreAwayError("the tombstone could not be put up")
+
     @contextmanager
     def storing(self, task_id: str, reason: str, text: str, state: str = states.FAILURE) -> Iterator[None]:
         """Around what stores the end of a task. It has ended all the same when that raises: the daemon stores it later.
@@ -54,11 +76,18 @@ class Endings:
         Then whoever waits for the result hears `state`, `reason` and `text`; errbacks and chords do not.
         """
         with self._runtime.waiting_for("the result store"):
+            asked = time.monotonic()
             try:
                 yield
             except Exception as error:
-                # The store is away (every client library has its own errors), or a hook of the task is broken.
-                logger.exception("the end of task %s could not be stored", task_id)
+                # The store is away, or a hook of the task is broken.
+                if asked_it := isinstance(error, self.marks.away_errors):
+                    self.marks.unanswered(asked)
+                away = asked_it or isinstance(error, StoreAwayError)
+                logger.error(
+                    "the end of task %s could not be stored: %s: %s", task_id, type(error).__name__, one_line(error),
+                    exc_info=None if away else error,
+                )  # fmt: skip
                 self._runtime.event(
                     "task_end_not_stored", task_id=task_id, state=state, reason=reason, text=text,
                     error=one_line(error),
@@ -73,7 +102,7 @@ class Endings:
             info = ExceptionInfo()
             traceback = raised.__traceback__
         with self.storing(request.id, reason, text):
-            self.marks.end(request.id, reason)
+            self.mark(request.id, reason)
             request.task.backend.mark_as_failure(
                 request.id, error, request=request._context, store_result=request.store_errors
             )
@@ -132,8 +161,12 @@ class Endings:
                 return False
         if not delivery.get("redelivered"):
             return True
+        if self._held(request):
+            return False
         with self._runtime.waiting_for("the result store"):
             marked = self.marks.look(request.id)
+        if not marked.known and self._asks(request) and self._hold(request, _STORE_AWAY_S):
+            return False
         if marked.ended == "revoked":
             # On a host that had not heard of it: Celery stores REVOKED, and nobody has recorded it yet.
             worker_state.revoked.add(request.id)
@@ -141,18 +174,78 @@ class Endings:
                 worker_state.task_ready(request)
                 return False
         if marked.ended is not None:
-            logger.warning(
-                "task %s[%s] has ended before (%s): its message came again and is dropped",
-                request.task.name, request.id, marked.ended,
-                extra={"action": "ended_before", "task_id": request.id, "task_name": request.task.name},
-            )  # fmt: skip
-            self._runtime.event("task_dropped", task_id=request.id, task_name=request.task.name, reason=marked.ended)
-            request._recorded = True  # by whoever ended it
-        elif not (request.task.acks_late and self.hopeless(marked.deaths) and self.quarantine(request, marked.deaths)):
+            self._drop(request, marked.ended)
+            return False
+        if not (request.task.acks_late and self.hopeless(marked.deaths) and self.quarantine(request, marked.deaths)):
             return True
         worker_state.task_ready(request)
         request.acknowledge()
         return False
+
+    def _asks(self, request: Any) -> bool:
+        """Whether a request has to wait for a store that is away, which would say whether it has ended."""
+        return "result_backend_always_retry" not in self._runtime.settings.celery and not request.ignore_result
+
+    def _held(self, request: Any) -> bool:
+        """Whether a request has to wait, because another worker of this host runs its task still; or has ended it."""
+        if self._runs_beside(request):
+            request.held += 1
+            # At first often: children of a worker that was killed may take a moment to die.
+            return self._hold(request, min(_BESIDE_S, _BESIDE_FIRST_S * 2 ** min(request.held, 10)))
+        # Its end is the end of both, as if it had been ours: a failure, too.
+        return request.held > 0 and self.has_ended(request)
+
+    def _runs_beside(self, request: Any) -> bool:
+        """Its connection broke, or it was being replaced when ours did, and what it runs came to us."""
+        own = self._runtime.board.board.path
+        for path in Path(own).parent.iterdir() if own is not None else ():
+            if str(path) == own:
+                continue
+            try:
+                board = Board.open(str(path))
+            except (OSError, ValueError):
+                continue  # it is being made, or has just gone
+            try:
+                slots = [slot for slot in board.read() if slot.running and slot.running.id == request.id[:64]]
+            finally:
+                board.close()
+            if any(process_may_live(slot.pid, slot.start_ticks) for slot in slots):
+                return True
+        return False
+
+    def _hold(self, request: Any, seconds: float) -> bool:
+        """Look at it again later, as Celery does with an ETA; False when that is not possible."""
+        consumer = self._runtime.consumer
+        if consumer.qos_global is False or not request.task.acks_late:
+            return False  # what waits would keep the others of its queue from coming; or who had it has it no more
+        consumer.qos.increment_eventually()
+        request._eta_timer_entry = consumer.timer.call_after(seconds, consumer.apply_eta_task, (request,))
+        worker_state.reserved_requests.discard(request)
+        worker_state.task_scheduled(request)
+        return True
+
+    def _drop(self, request: Any, how: str) -> None:
+        logger.warning(
+            "task %s[%s] has ended before (%s): its message came again and is dropped",
+            request.task.name, request.id, how,
+            extra={"action": "ended_before", "task_id": request.id, "task_name": request.task.name},
+        )  # fmt: skip
+        self._runtime.event("task_dropped", task_id=request.id, task_name=request.task.name, reason=how)
+        request._recorded = True  # by whoever ended it
+        worker_state.task_ready(request)
+        request.acknowledge()
+
+    def has_ended(self, request: Any) -> bool:
+        """Whether a request that came again has ended before by itself, as far as the result store can tell now."""
+        if not (request.delivery_info or {}).get("redelivered") or request.ignore_result:
+            return False
+        with self._runtime.waiting_for("the result store"):
+            state = self.marks.state(request.id)
+        # Whoever stores REVOKED need not have recorded it.
+        if state is None or state not in (states.SUCCESS, states.FAILURE):
+            return False
+        self._drop(request, state)
+        return True
 
     def is_here(self, request: Any) -> bool:
         """Whether this very try is here already, since before the connection broke: its end is the end of both."""

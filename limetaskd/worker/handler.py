@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import celery.bin.worker
 import click
@@ -156,9 +156,29 @@ def _run(settings: Settings, arguments: list[str], start: Callable[..., Any], **
     _log_to(settings, options["loglevel"], None if not logfile else str(Path(logfile).absolute()))
     logs.loudly_warn_root(logger)
     context.obj.quiet = context.obj.quiet or not sys.stdout.isatty()
+    turn = _take_turn(options.get("schedule_filename")) if options.get("beat") else None
     runtime = Runtime(settings, NAME)
     app.Worker = functools.partial(Worker, app=app, lime=runtime)
-    return start(**options)
+    try:
+        return start(**options)
+    finally:
+        if turn is not None:
+            turn.close()
+
+
+def _take_turn(path: str | None) -> TextIO | None:
+    """The lock of the schedule. Raises click.UsageError when another process, the daemon's perhaps, runs it already."""
+    from limetaskd.beat.scheduler import lock_schedule  # no other worker needs it
+
+    if path is None:
+        return None
+    try:
+        return lock_schedule(path)
+    except BlockingIOError as error:
+        raise click.UsageError(f"--beat: another schedule with the state {path} runs already") from error
+    except OSError as error:
+        logger.warning("nothing keeps another schedule from running beside this one: %s", error)
+        return None
 
 
 def _actual_names(settings: Settings, names: list[str] | None, option: str) -> list[str] | None:

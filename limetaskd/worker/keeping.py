@@ -137,7 +137,7 @@ class Keeper:
         if self._runtime.drain.requested:
             return True  # everything else is given back
         ahead = set()
-        for request in tuple(worker_state.scheduled_requests):
+        for request in [each for each in tuple(worker_state.scheduled_requests) if each.eta]:  # others: see Endings
             left_s = float((request.eta - consumer.app.now()).total_seconds())
             if left_s > 0:
                 ahead.add(request)

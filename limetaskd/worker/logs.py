@@ -23,6 +23,7 @@ EXECUTION_LOGGER = "limetaskd.execution"
 ROUTING_LOGGER = "limetaskd.routing"
 # The execution record says what these say at INFO, in fields; DEBUG shows them again.
 _REPLACED = ("celery.worker.strategy", "celery.app.trace")
+_STORE_LOGGER = "celery.backends.base"
 _TAIL_BYTES = 256 * 1024
 _OWN_HANDLER = "limetaskd"
 
@@ -59,6 +60,13 @@ def _celery_fields(record: logging.LogRecord) -> bool:
     return True
 
 
+def _not_acknowledged(record: logging.LogRecord) -> bool:
+    """kombu cries over each message whose connection has broken; it is in its queue again, and nothing is lost."""
+    if record.name == "celery.worker.request" and str(record.msg).startswith(("Couldn't ack", "Couldn't reject")):
+        record.exc_info, record.levelno, record.levelname = None, logging.WARNING, "WARNING"
+    return True
+
+
 class _StoreIsAway(logging.Filter):
     """A task that waits for its result store warns with a traceback at every try: one line, an error, now and then."""
 
@@ -66,7 +74,7 @@ class _StoreIsAway(logging.Filter):
     _quiet_until = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name != "celery.backends.base" or not record.exc_info or not str(record.msg).startswith("Failed op"):
+        if record.name != _STORE_LOGGER or not record.exc_info or not str(record.msg).startswith("Failed op"):
             return True
         now, error = time.monotonic(), record.exc_info[1]
         record.msg = "the result store cannot be used, trying again until it can: %s: %s"
@@ -85,6 +93,7 @@ class LineHandler(logging.Handler):
         super().__init__()
         self.name = _OWN_HANDLER
         self.addFilter(_celery_fields)
+        self.addFilter(_not_acknowledged)
         self.addFilter(_StoreIsAway())
         self.stream = _Sink(descriptor)
 
@@ -204,6 +213,7 @@ def set_level(level: str | int) -> None:
     quiet = root.level > logging.DEBUG
     for name in _REPLACED:
         _limit(logging.getLogger(name), max(root.level, logging.WARNING) if quiet else logging.NOTSET)
+    _limit(logging.getLogger(_STORE_LOGGER), min(root.level, logging.WARNING))  # it becomes an error, see _StoreIsAway
     _limit(logging.getLogger("multiprocessing"), logging.WARNING if quiet else logging.INFO)
 
 

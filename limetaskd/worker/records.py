@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from typing import Any
 
 from celery import states
 from celery.exceptions import Ignore, Reject
 
+from limetaskd.core.board import SlotWriter
 from limetaskd.core.settings import Settings
 from limetaskd.tasks.message import ROUTED_QUEUE_HEADER, SENT_AT_HEADER, USER_HEADER
 from limetaskd.worker.logs import EXECUTION_LOGGER
@@ -112,6 +114,32 @@ def outcome_of(info: Any) -> tuple[str | None, str | None]:
     return FAILURE, None
 
 
+@contextmanager
+def waiting_for_store(backend: Any, slot: SlotWriter | None) -> Iterator[None]:
+    """A task whose work is done waits for a result store that is away, instead of failing; its slot says so.
+
+    Nothing else of the worker, and no sender, may wait that long.
+    """
+    if backend.thread_safe:  # it is everybody's
+        yield
+        return
+    before = backend.always_retry
+    backend.always_retry = True
+    if slot is not None:
+        also = backend.on_backend_retryable_error
+
+        def say(error: Exception) -> None:
+            slot.wait()
+            also(error)
+
+        backend.on_backend_retryable_error = say
+    try:
+        yield
+    finally:
+        backend.always_retry = before
+        vars(backend).pop("on_backend_retryable_error", None)
+
+
 class Tracer:
     """Wraps Celery's tracer of each task: scoreboard, record. Runs where the task runs."""
 
@@ -153,10 +181,6 @@ class Tracer:
 
         def traced(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
             before()
-            if patient:
-                # Its work is done when its result cannot be stored: it waits for the store instead of failing. Only
-                # here, where tasks run: nothing else of the worker, and no sender, may wait that long.
-                task.backend.always_retry = True
             headers: Mapping[str, Any] = request or {}
             slot = board.writer()
             hard, soft = headers.get("timelimit") or (None, None)
@@ -180,7 +204,8 @@ class Tracer:
                 if early_ack:
                     permits.ask(slot, headers)
                 try:
-                    result = trace(uuid, args, kwargs, request)
+                    with waiting_for_store(task.backend, slot) if patient else nullcontext():
+                        result = trace(uuid, args, kwargs, request)
                 except (Reject, Ignore) as error:
                     # Raised by a hook of the task after its end.
                     if isinstance(error, Reject) and not error.requeue:

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import Future, wait
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -33,6 +34,7 @@ from limetaskd.core.board import (
     Sentence,
     Slot,
 )
+from limetaskd.tasks.marks import SLOW_S
 from limetaskd.worker import logs
 from limetaskd.worker.endings import Endings
 from limetaskd.worker.once import NotBegunError
@@ -100,6 +102,7 @@ class RequestMixin:
     _died_first = False
     _accepting = False
     _not_begun = False
+    held = 0  # how often it has waited since another worker of this host runs its task
     kept: KeptRequest | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -266,9 +269,10 @@ class RequestMixin:
             super().on_timeout(soft, timeout)  # type: ignore[misc]
             return
         if not self._recorded:
+            worker_state.task_ready(self)
             with self.endings.storing(self.id, TIME_LIMIT, ended_text(TIME_LIMIT, self.task.name)):
                 # First of all: should its message come again before it is acknowledged, it must not run again.
-                self.endings.marks.end(self.id, TIME_LIMIT)
+                self.endings.mark(self.id, TIME_LIMIT)
                 super().on_timeout(soft, timeout)  # type: ignore[misc]
         if not self._redelivered:
             self.acknowledge()
@@ -283,23 +287,17 @@ class RequestMixin:
 
     def _on_failure(self: Any, exc_info: Any, send_failed_event: bool, return_ok: bool) -> None:
         error = _unwrapped(exc_info)
-        if return_ok or isinstance(error, Reject | Terminated):
+        if isinstance(error, Reject):
+            with self.endings.storing(self.id, "rejected", one_line(error)):
+                super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
+            self.reject(requeue=error.requeue)
+            return
+        if return_ok or isinstance(error, Terminated):
             # It ended in its slot, which has recorded it, or it was revoked, see _announce_revoked.
             super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
             return
         if isinstance(error, TimeLimitExceeded):
-            # Dead first: what its slot says is final then. on_timeout comes next and does the rest; Celery would
-            # store the failure, and call the errbacks, in both.
-            death = _kill_and_wait(self.worker_pid)
-            slot, sentence = self._sentence()
-            if self._ended():
-                self._settle_ended()
-            elif slot is not None and sentence is not None:
-                self._end_from_outside(slot, sentence.reason or TIME_LIMIT)
-            elif death is not None:
-                # It had not outlived its limit but died, and nobody had noticed.
-                self._died_first = True
-                self.on_failure(_lost_info(death))
+            self._on_limit()
             return
         if self._ended():
             self._settle_ended()
@@ -317,13 +315,31 @@ class RequestMixin:
             return
         reason = WORKER_LOST if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) else None
         with self.endings.storing(self.id, reason or "error", one_line(error)):
+            if not self.task.acks_late:  # nothing but the store is left to tell
+                worker_state.task_ready(self)
+                self.endings.require_store()
             super().on_failure(exc_info, send_failed_event, return_ok)  # type: ignore[misc]
         if self._redelivered or self._already_cancelled or self._already_revoked:
             return
+        self.acknowledge()
         if self._stored:
             self.record(SUCCESS)
         else:
             self.record(FAILURE, reason)
+
+    def _on_limit(self: Any) -> None:
+        """It has outlived its limit. `on_timeout` comes next and does the rest; Celery would do that in both."""
+        # Dead first: what its slot says is final then.
+        death = _kill_and_wait(self.worker_pid)
+        slot, sentence = self._sentence()
+        if self._ended():
+            self._settle_ended()
+        elif slot is not None and sentence is not None:
+            self._end_from_outside(slot, sentence.reason or TIME_LIMIT)
+        elif death is not None:
+            # It had not outlived its limit but died, and nobody had noticed.
+            self._died_first = True
+            self.on_failure(_lost_info(death))
 
     def _goes_to_quarantine(self: Any, error: BaseException) -> bool:
         """Count the death of a child that died by itself; True when it was one too many."""
@@ -339,30 +355,51 @@ class RequestMixin:
         self.acknowledge()
         return True
 
-    def _stored_success(self: Any) -> bool:
-        return bool(super()._success_was_stored())  # type: ignore[misc]
+    def _stored_success(self: Any) -> Any:
+        marks = self.endings.marks
+        if marks.hangs:
+            return False
+        asked = time.monotonic()
+        stored = super()._success_was_stored()  # type: ignore[misc]  # False also when it cannot be told
+        if not stored and time.monotonic() - asked > SLOW_S:
+            marks.unanswered(asked)
+        return stored
 
     def _success_was_stored(self: Any) -> Any:
         # Twice: what the child sent right before its death may be served after our first question.
-        stored = super()._success_was_stored  # type: ignore[misc]
-        self._stored = stored() or stored()
+        self._stored = self._stored_success() or self._stored_success()
         return self._stored
 
     def _retry_worker_lost(self: Any, exc: Any, exc_info: Any) -> bool:
-        done = bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]
+        try:
+            done = bool(super()._retry_worker_lost(exc, exc_info))  # type: ignore[misc]
+        except Exception:
+            # What cannot be stored is RETRY; the retry itself has been sent.
+            logger.exception("the retry of task %s could not be stored", self.id)
+            self.acknowledge()
+            done = True
         if done:
             self.record(None)
         return done
 
     def revoked(self: Any) -> bool:
-        """Celery's: whether it may not run any more, and has been settled then. A copy of what runs here is, too."""
-        return self.endings.is_here(self) or bool(super().revoked())  # type: ignore[misc]
+        """Celery's: whether it may not run any more, and has been settled then.
+
+        A copy that came again has no end of its own when that of the first one is to come, or has been.
+        """
+        if self.endings.is_here(self):
+            return True
+        expired = self.expires and datetime.now(self.expires.tzinfo) >= self.expires
+        too_late = expired or self.id in worker_state.revoked
+        return bool((too_late and self.endings.has_ended(self)) or super().revoked())  # type: ignore[misc]
 
     def _announce_revoked(self: Any, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Revoked, expired, or terminated by an operator: all come through here."""
         ended = self.runtime.board.ended(self.worker_pid, self.id)
+        worker_state.task_ready(self)
         kind = "operator" if terminated else "expired" if expired else "revoked"
         with self.endings.storing(self.id, kind, reason, states.REVOKED):
+            self.endings.require_store()
             super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
         self.acknowledge()
         self._already_revoked = True

@@ -58,7 +58,7 @@ class Runtime:
         self.cancelling: list[tuple[Command, str, str | None]] = []
         self.level = Level(settings.log_level)
         self.turned = time.monotonic()  # when the event loop last turned
-        self.waits: str | None = None  # what the event loop waits for and may wait long
+        self._waits: list[str] = []  # what the event loop (or a thread) waits for and may wait long
         self.revoked = self._read_revoked()
         # Pool children to be replaced when they are idle, with the commands that asked for it.
         self.retiring: dict[int, Command] = {}
@@ -97,19 +97,19 @@ class Runtime:
                 "pool": self.spec.pool_kind if self.spec else None,
                 # A copy in one step: the main thread adds to it.
                 "accepted": sum(list(worker_state.total_count.values())),
-                "waits": self.waits,
+                "waits": ", ".join(dict.fromkeys(self._waits)) or None,
             },
         )
 
     @contextmanager
     def waiting_for(self, what: str) -> Iterator[None]:
         """Around a call in the event loop that may take long: the worker does not hang."""
-        before, self.waits = self.waits, what  # one wait may hold another
+        self._waits.append(what)  # one wait may hold another, and with threads there may be several
         self.changed()
         try:
             yield
         finally:
-            self.waits = before
+            self._waits.remove(what)
             self.turned = time.monotonic()
 
     @property

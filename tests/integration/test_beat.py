@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from datetime import datetime
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_runs_are_planned_sent_routed_and_remembered(urls: Urls) -> None:  # noq
         assert drain_and_wait(worker) == 0
 
 
-def test_two_never_run_at_once_and_the_next_goes_on_where_the_first_died(redis_url: str) -> None:
+def test_two_never_run_at_once_and_the_next_goes_on_where_the_first_stopped(redis_url: str) -> None:
     with Bench(settings_of(redis_url), {"scheduled": SCHEDULED}) as bench:
         worker = bench.worker("w:0")
         first = _beat(bench)
@@ -88,8 +89,13 @@ def test_two_never_run_at_once_and_the_next_goes_on_where_the_first_died(redis_u
             wait_until(lambda: (state := bench.daemon.states.get(name)) and state.reason)  # noqa: B023  called here
             assert bench.daemon.states[name].phase == Phase.STARTING
         settled(lambda: len(bench.lines()), 3)
+        # One that never had its turn changes nothing.
+        first.signal(signal.SIGSTOP)
+        saved = (bench.folder / "beat.json").stat()
         assert drain_and_wait(third, 30) == 0
-        first.end()
+        assert (bench.folder / "beat.json").stat() == saved
+        first.signal(signal.SIGCONT)
+        assert drain_and_wait(first, 30) == 0
         bench.consuming("c:beat")
         settled(lambda: len(bench.lines()), 5)
         assert drain_and_wait(second, 30) == 0

@@ -234,6 +234,10 @@ def test_beat_runs_the_schedule_and_dies_with_its_worker(redis_site: Site) -> No
     process = redis_site.start("--beat", "-c", "1")
     wait_until(lambda: redis_site.lines().count("99") >= 2, 60)
     assert json.loads((redis_site.folder / "state" / "beat.json").read_text())["entries"]["jobs.number"]
+    beside = redis_site.run("--beat", "-c", "1")
+    assert beside.returncode == 2
+    assert "another schedule" in beside.stderr
+    assert "Traceback" not in beside.stderr
     children = process.children()
     process.signal(signal.SIGKILL)
     process.wait()

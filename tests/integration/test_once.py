@@ -15,8 +15,9 @@ from kombu import Connection
 from limetaskd import create_app
 from limetaskd.tasks import redis_owners
 from tests.support.brokers import RabbitMQ, Redis
+from tests.support.channel import Bench, drain_and_wait, settings_of
 from tests.support.daemon import Daemon
-from tests.support.jobs import Urls, urls  # noqa: F401
+from tests.support.jobs import JOBS, Urls, urls  # noqa: F401
 from tests.support.limits import agent_pid, events, failed_once, noted, notes, start
 from tests.support.sender import Sender
 from tests.support.waiting import wait_until
@@ -203,10 +204,10 @@ def test_a_copy_that_comes_too_late_does_not_end_what_runs(
     pools = {"all": {"concurrency": 2, "prefetch": 2}}
     daemon = start(make_daemon, urls.broker, urls.backend, pools=pools)
     # RabbitMQ itself drops what has expired in its queue, and no copy comes.
-    expires = 1.0 if why == "expired" and urls.kind == "redis" else None
+    expires = 3.0 if why == "expired" and urls.kind == "redis" else None
     with Sender(daemon) as sender:
         task = sender.send("bad.until", str(daemon.folder), expires=expires)
-        too_late = time.monotonic() + 1.1
+        too_late = time.monotonic() + (expires or 0) + 0.1
         noted(daemon, "until")
         if why == "revoked":
             with create_app(str(daemon.config_path)) as app:
@@ -220,3 +221,102 @@ def test_a_copy_that_comes_too_late_does_not_end_what_runs(
     wait_until(lambda: waiting(urls, "lime_default_task_queue") == 0, 30)
     assert daemon.stop() == 0
     assert [record["task_outcome"] for record in daemon.records(task)] == ["SUCCESS"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_copy_that_comes_too_late_adds_nothing_to_what_has_ended(
+    own_redis: Redis, make_daemon: MakeDaemon, pool: str
+) -> None:
+    daemon = start(make_daemon, own_redis.url, own_redis.url, pools={"all": {"pool": pool, "concurrency": 2}})
+    go = daemon.folder / "go"
+    with Sender(daemon) as sender:
+        task = sender.send("bad.until", str(daemon.folder), expires=4)
+        too_late = time.monotonic() + 4.1
+        noted(daemon, "until")
+        own_redis.kill()
+        go.touch()
+        wait_until(lambda: time.monotonic() > too_late)
+        own_redis.start()
+        assert sender.result(task) == "until"
+        other = sender.send("bad.pid")
+        assert isinstance(sender.result(other), int)
+    seen = Urls("redis", own_redis.url, own_redis.url)
+    wait_until(lambda: waiting(seen, "lime_default_task_queue") == 0, 30)
+    wait_until(lambda: events(daemon, "runs_still") or events(daemon, "ended_before"), 30)
+    assert daemon.stop() == 0
+    assert {record["task_id"]: record["task_outcome"] for record in daemon.records()} == dict.fromkeys(
+        (task, other), "SUCCESS"
+    )
+    assert len(daemon.records()) == 2
+
+
+@pytest.mark.parametrize("then", ["it ends", "it fails", "it dies"])
+def test_what_runs_still_in_another_worker_of_the_host_is_waited_for(
+    rabbitmq: RabbitMQ, amqp_url: str, redis_url: str, then: str
+) -> None:
+    """The copy of what it runs comes to us before its own connection is back."""
+    with Bench(settings_of(amqp_url, redis_url), {"jobs": JOBS}) as bench:
+        first = bench.worker("w:0", concurrency=1)
+        gate = bench.folder / "gate"
+        task = bench.app.send_task("jobs.until" if then != "it fails" else "jobs.fail_after", (str(gate),))
+        wait_until(lambda: bench.lines() == ["begin0"])
+        first.signal(signal.SIGSTOP)  # its main process alone
+        second = bench.worker("w:1", concurrency=1)
+        connections = "rabbit_networking:connections()"
+        rabbitmq.evaluate(f'[rabbit_networking:close_connection(P, "test") || P <- {connections}].')
+        bench.consuming("w:1")
+        wait_until(lambda: bench.daemon.states["w:1"].reserved == 1)
+        # It waits outside of the slot, which others may have.
+        assert bench.app.send_task("jobs.number", (7,)).get(timeout=60) == 7
+        if then == "it dies":
+            first.end()
+        gate.touch()
+        first.signal(signal.SIGCONT)
+
+        def outcomes() -> list[str]:
+            records = bench.records("w:0") + bench.records("w:1")
+            return [record["task_outcome"] for record in records if record["task_id"] == task.id]
+
+        wait_until(outcomes, 60)
+        wait_until(lambda: bench.daemon.states["w:1"].reserved == 0)
+        for process in (first, second):
+            if process.popen.poll() is None:
+                assert drain_and_wait(process) == 0
+        assert outcomes() == (["FAILURE"] if then == "it fails" else ["SUCCESS"])
+        assert bench.lines().count("begin0") == (2 if then == "it dies" else 1)
+
+
+def test_what_came_again_leaves_the_slots_to_others_while_the_store_is_away(amqp_url: str, own_redis: Redis) -> None:
+    """In a slot its time limit would end it, though it has not run."""
+    with Bench(settings_of(amqp_url, own_redis.url, time_limit_s=3.0), {"jobs": JOBS}) as bench:
+        first = bench.worker("w:0", concurrency=1)
+        tasks = [bench.app.send_task("jobs.until", (str(bench.folder / "gate"), n)) for n in range(2)]
+        wait_until(lambda: bench.lines() == ["begin0"])
+        own_redis.kill()
+        first.end()
+        second = bench.worker("w:1", concurrency=1)
+        wait_until(lambda: bench.daemon.states["w:1"].reserved >= 1)
+        too_late = time.monotonic() + 5
+        wait_until(lambda: time.monotonic() > too_late)
+        (bench.folder / "gate").touch()
+        own_redis.start()
+        assert [task.get(timeout=60) for task in tasks] == [None, None]
+        assert drain_and_wait(second) == 0
+        assert [record["task_outcome"] for record in bench.records("w:1")] == ["SUCCESS", "SUCCESS"]
+
+
+@pytest.mark.parametrize("backend", [None, "rpc://", "cache+memory://"])
+def test_what_came_again_with_a_time_to_expire_needs_no_result_store(amqp_url: str, backend: str | None) -> None:
+    with Bench(settings_of(amqp_url, backend), {"jobs": JOBS}) as bench:
+        first = bench.worker("w:0", concurrency=1)
+        gate = bench.folder / "gate"
+        task = bench.app.send_task("jobs.until", (str(gate),), expires=600)
+        wait_until(lambda: bench.lines() == ["begin0"])
+        first.end()
+        second = bench.worker("w:1", concurrency=1)
+        gate.touch()
+        wait_until(lambda: bench.records("w:1"), 60)
+        assert drain_and_wait(second) == 0
+        assert [(record["task_id"], record["task_outcome"]) for record in bench.records("w:1")] == [
+            (task.id, "SUCCESS")
+        ]

@@ -49,6 +49,15 @@ def fail():
     raise ValueError("on purpose")
 
 
+@task
+def fail_after(path):
+    """Runs until the file exists."""
+    note("begin0")
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    raise ValueError("on purpose")
+
+
 @task(bind=True, max_retries=2)
 def retried(self):
     if self.request.retries < 2:

@@ -51,6 +51,32 @@ def test_a_slot_tells_what_runs_and_counts(tmp_path: Path) -> None:
     assert (slot.processed, slot.failed, slot.latency_sum_ms, slot.duration_sum_ms) == (1, 1, 3.0, 4.0)
 
 
+def test_a_slot_says_for_a_while_that_its_task_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Board.create(str(tmp_path / "board"), 2)
+    writer = board.claim()
+    assert writer is not None
+
+    def waits() -> bool:
+        (slot,) = board.read()
+        assert slot.running is not None
+        return slot.running.waits
+
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    writer.begin("id-1", "crm.rename", "q_asap")
+    assert not waits()
+    now += 1
+    writer.wait()
+    now += 14
+    assert waits()
+    now += 2
+    assert not waits()
+    writer.wait()
+    now += 1
+    writer.begin("id-2", "crm.rename", "q_asap")  # the next one has not waited
+    assert not waits()
+
+
 def test_a_killed_writer_is_still_named_and_its_slot_is_taken_over_with_its_totals(tmp_path: Path) -> None:
     board = Board.create(str(tmp_path / "board"), 1)
     pid = os.fork()

@@ -11,18 +11,21 @@ from typing import Any
 import pytest
 
 from limetaskd.core.record import ProcessRecord
+from limetaskd.daemon import unstored
 from limetaskd.daemon.files import remove_unfinished, write_atomically
 from limetaskd.daemon.postmortem import recorded
 from limetaskd.daemon.succession import Memory, UnitMemory
 
 RECORD = ProcessRecord("asap:0", "worker", 1, 42, 7, "f", None, "/log", 2, 600.0)
 MEMORY = Memory("boot", 3, {"asap:0": UnitMemory(1, (2.0,), True, True)})
+END = unstored.End("id-1", "FAILURE", "worker_lost", "signal 9", 1795000000.5)
 DEEP = "[" * 100_000
 
 
 def test_what_is_written_is_read() -> None:
     assert ProcessRecord.from_json(RECORD.to_json()) == RECORD
     assert Memory.from_json(MEMORY.to_json()) == MEMORY
+    assert unstored.from_json(unstored.to_json([END, END])) == [END, END]
 
 
 @pytest.mark.parametrize(
@@ -50,11 +53,22 @@ def test_a_damaged_memory(change: dict[str, Any]) -> None:
         Memory.from_json(json.dumps(json.loads(MEMORY.to_json()) | change))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"ends": None}, {"ends": [7]}, {"ends": [{"id": "a"}]}, {"ends": [{**vars(END), "at": "soon"}]}, {"version": 2}],
+)
+def test_a_damaged_list_of_ends(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        unstored.from_json(json.dumps(json.loads(unstored.to_json([END])) | change))
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", DEEP])
 def test_what_is_no_document(text: str) -> None:
     for kind in (ProcessRecord, Memory):
         with pytest.raises(ValueError):
             kind.from_json(text)
+    with pytest.raises(ValueError):
+        unstored.from_json(text)
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:

@@ -127,13 +127,17 @@ def _reasons(processes: list[dict[str, Any]]) -> str:
 
 
 def _tasks(pools: list[dict[str, Any]], view: View) -> str:
-    rows = [
-        [task["id"], task["name"], worker["name"], child["pid"], duration(task["running_s"])]
+    running = [
+        (task, worker["name"], child["pid"])
         for pool in pools
         for worker in pool["workers"]
         for child in worker["children"]
         if (task := child["task"]) is not None
     ]
-    if not rows:
+    if not running:
         return "no task is running"
-    return table(["TASK", "NAME", "WORKER", "PID", "RUNNING"], rows, view)
+    rows = [[task["id"], task["name"], name, pid, duration(task["running_s"])] for task, name, pid in running]
+    text = table(["TASK", "NAME", "WORKER", "PID", "RUNNING"], rows, view)
+    if waiting := sum(1 for task, _, _ in running if task.get("waits")):
+        text += f"\n{waiting} of these wait for the result store, which is away: see the workers' logs"
+    return text

@@ -19,12 +19,17 @@ def params(args: Namespace) -> dict[str, Any]:
 
 
 def render(result: dict[str, Any], view: View) -> str:
-    """`{"tasks": [{id, name, queue, user, pool, worker, pid, running_s}]}` as a table."""
+    """`{"tasks": [{id, name, queue, user, pool, worker, pid, running_s, waits}]}` as a table."""
     if not result["tasks"]:
         return "no task is running"
     head = ["ID", "NAME", "WORKER", "PID", "RUNNING", "USER", "QUEUE"]
     rows = [
-        [one["id"], one["name"], one["worker"], one["pid"], duration(one["running_s"]), one["user"], one["queue"]]
+        [one["id"], one["name"], one["worker"], one["pid"], _running(one), one["user"], one["queue"]]
         for one in result["tasks"]
     ]
     return table(head, rows, view)
+
+
+def _running(task: dict[str, Any]) -> str:
+    """How long; `waits`: for the result store, since that is away."""
+    return f"{duration(task['running_s'])} waits" if task.get("waits") else duration(task["running_s"])
