@@ -101,8 +101,8 @@ class Marks:
             return False
         return True
 
-    def died(self, task_id: str, death: dict[str, Any]) -> list[dict[str, Any]]:
-        """Count one more death; all that are known now."""
+    def died(self, task_id: str, death: dict[str, Any], *, ask: bool = True) -> list[dict[str, Any]]:
+        """Count one more death; all that are known now. `ask` False: here alone, without the store."""
         # The daemon asks again when an answer is late, and the first question may be answered all the same: the very
         # same death counts once.
         local = self._local.setdefault(task_id, [])
@@ -110,7 +110,7 @@ class Marks:
             local.append(death)
         if len(self._local) > _MOST_LOCAL:
             del self._local[next(iter(self._local))]
-        if not self.shared or self.rests:
+        if not self.shared or not ask:
             return list(local)
         asked = time.monotonic()
         try:

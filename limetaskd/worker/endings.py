@@ -119,7 +119,7 @@ class Endings:
             "worker": self._runtime.name,
         }  # fmt: skip
         with self._runtime.waiting_for("the result store"):
-            return self.marks.died(request.id, death)
+            return self.marks.died(request.id, death, ask=not self.marks.hangs)
 
     def hopeless(self, deaths: list[dict[str, Any]]) -> bool:
         return len(deaths) >= self._runtime.settings.max_deliveries
