@@ -41,14 +41,10 @@ def broker_settings(settings: Settings) -> dict[str, Any]:
         # Notices a server that hangs; a consumer's blocking read is shorter.
         options["socket_connect_timeout"] = 5.0
         options["socket_keepalive"] = True
-    conf: dict[str, Any] = {}
-    if is_redis(settings.backend_url):
-        # One that hangs is as good as one that refuses, for who waits for it and for who must not.
-        conf |= {"redis_socket_connect_timeout": 5.0, "redis_socket_timeout": 10.0}
     results: dict[str, Any] = {}
     if settings.cluster.key_prefix:
         results["global_keyprefix"] = settings.cluster.key_prefix
-    conf |= {
+    conf: dict[str, Any] = {
         "broker_url": _transport_url(settings.broker_url),
         # Both would win over broker_url, and lead around the settings.
         "broker_read_url": None,
@@ -60,6 +56,9 @@ def broker_settings(settings: Settings) -> dict[str, Any]:
         # Needs a result store that outlives the worker: what has ended does not run again.
         "worker_deduplicate_successful_tasks": settings.backend_url is not None,
     }
+    if is_redis(settings.backend_url):
+        # One that hangs is as good as one that refuses, for who waits for it and for who must not.
+        conf |= {"redis_socket_connect_timeout": 5.0, "redis_socket_timeout": 10.0}
     for key in (*conf, *_MERGED):
         if key in settings.celery:
             value = settings.celery[key]

@@ -25,7 +25,7 @@ _MOST_LOCAL = 10_000
 # A store that has not answered is left alone for a moment, and longer when the question took long: each would.
 _REST_S = 1.0
 _LONG_REST_S = 20.0
-SLOW_S = 5.0  # a store that works answers sooner, also on a host that is busy
+_SLOW_S = 5.0  # a store that works answers sooner, also on a host that is busy
 _SAY_EVERY_S = 10.0
 
 
@@ -73,10 +73,14 @@ class Marks:
 
     def unanswered(self, asked: float) -> None:
         """The store has not answered what it was asked then (monotonic s)."""
+        self._rest_until = max(time.monotonic() + _REST_S, self._hung_until)
+        self.perhaps_unanswered(asked)
+
+    def perhaps_unanswered(self, asked: float) -> None:
+        """As `unanswered`, of an answer that may stand for none: it does when it took long."""
         now = time.monotonic()
-        if now - asked > SLOW_S:
-            self._hung_until = now + _LONG_REST_S
-        self._rest_until = max(now + _REST_S, self._hung_until)
+        if now - asked > _SLOW_S:
+            self._rest_until = self._hung_until = now + _LONG_REST_S
 
     def _failed(self, what: str, task_id: str, asked: float, error: BaseException) -> None:
         self.unanswered(asked)

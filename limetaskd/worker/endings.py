@@ -165,7 +165,8 @@ class Endings:
             return False
         with self._runtime.waiting_for("the result store"):
             marked = self.marks.look(request.id)
-        if not marked.known and self._asks(request) and self._hold(request, _STORE_AWAY_S):
+        asks = self._runtime.patient and not request.ignore_result
+        if not marked.known and asks and self._hold(request, _STORE_AWAY_S):  # nobody can tell whether it has ended
             return False
         if marked.ended == "revoked":
             # On a host that had not heard of it: Celery stores REVOKED, and nobody has recorded it yet.
@@ -181,10 +182,6 @@ class Endings:
         worker_state.task_ready(request)
         request.acknowledge()
         return False
-
-    def _asks(self, request: Any) -> bool:
-        """Whether a request has to wait for a store that is away, which would say whether it has ended."""
-        return "result_backend_always_retry" not in self._runtime.settings.celery and not request.ignore_result
 
     def _held(self, request: Any) -> bool:
         """Whether a request has to wait, because another worker of this host runs its task still; or has ended it."""

@@ -75,9 +75,8 @@ class Worker(CeleryWorker):  # type: ignore[misc]
         super().__init__(app=app, **kwargs)
         limits = (self.soft_time_limit, self.time_limit)
         self.tracer = Tracer(
-            self.recorder, lime.board, limits, lime.permits, lime.level.follow,
-            patient="result_backend_always_retry" not in lime.settings.celery,
-        )  # fmt: skip
+            self.recorder, lime.board, limits, lime.permits, lime.level.follow, patient=lime.patient
+        )
         signals.worker_process_init.connect(self._on_child, weak=False)
 
     def setup_queues(self, include: Any, exclude: Any = None) -> None:

@@ -34,7 +34,6 @@ from limetaskd.core.board import (
     Sentence,
     Slot,
 )
-from limetaskd.tasks.marks import SLOW_S
 from limetaskd.worker import logs
 from limetaskd.worker.endings import Endings
 from limetaskd.worker.once import NotBegunError
@@ -361,8 +360,8 @@ class RequestMixin:
             return False
         asked = time.monotonic()
         stored = super()._success_was_stored()  # type: ignore[misc]  # False also when it cannot be told
-        if not stored and time.monotonic() - asked > SLOW_S:
-            marks.unanswered(asked)
+        if not stored:
+            marks.perhaps_unanswered(asked)
         return stored
 
     def _success_was_stored(self: Any) -> Any:

@@ -57,6 +57,8 @@ class Runtime:
         # Queues whose consumer is being cancelled: the command, the actual name, the consumer tag.
         self.cancelling: list[tuple[Command, str, str | None]] = []
         self.level = Level(settings.log_level)
+        # Tasks wait for a result store that is away, unless the operator has said what they do.
+        self.patient = "result_backend_always_retry" not in settings.celery
         self.turned = time.monotonic()  # when the event loop last turned
         self._waits: list[str] = []  # what the event loop (or a thread) waits for and may wait long
         self.revoked = self._read_revoked()
